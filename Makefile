@@ -1,0 +1,92 @@
+# lora.c: 'make help' lists the targets.
+# Objects live in build/<flavour>/, so release and sanitizer builds never mix; build/lora is the release program.
+
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+SHELL := /bin/sh
+
+-include config.mak
+
+FLAVOUR ?= release
+OUT := build/$(FLAVOUR)
+
+CFLAGS_release := -O3 -g
+CFLAGS_asan := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+LDFLAGS_asan := -fsanitize=address,undefined
+CFLAGS_fuzz := -O1 -g -fsanitize=address,undefined,fuzzer-no-link
+LDFLAGS_fuzz := -fsanitize=address,undefined
+
+WARN := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
+ALL_CFLAGS = -std=c11 -D_GNU_SOURCE -I. $(WARN) -fopenmp -fvisibility=hidden $(CFLAGS_$(FLAVOUR)) $(DEP_CFLAGS) -MMD -MP
+ALL_LDFLAGS = $(LDFLAGS_$(FLAVOUR)) -rdynamic
+
+LIB_SRC := $(sort $(wildcard ref/*/*.c formats/*.c formats/*/*.c offload/*.c))
+CMD_SRC := $(sort $(wildcard cmd/*.c cmd/*/*.c))
+TEST_SRC := $(sort $(wildcard tests/test_*.c))
+TEST_HELP_SRC := $(sort $(wildcard tests/lib/*.c))
+
+LIB := $(OUT)/liblora.a
+BIN := $(if $(filter release,$(FLAVOUR)),build/lora,$(OUT)/lora)
+LIB_OBJ := $(LIB_SRC:%.c=$(OUT)/%.o)
+CMD_OBJ := $(CMD_SRC:%.c=$(OUT)/%.o)
+TEST_HELP_OBJ := $(TEST_HELP_SRC:%.c=$(OUT)/%.o)
+CMD_LIB_OBJ := $(filter-out $(OUT)/cmd/main.o,$(CMD_OBJ))
+TEST_BIN := $(TEST_SRC:tests/%.c=$(OUT)/tests/%)
+
+## all: build/lora and liblora.a
+all: $(BIN) $(LIB)
+
+config.mak: | configure
+	./configure
+
+ifneq ($(HAVE_TESTS),yes)
+TESTS_CONFIG := tests-config
+endif
+
+.PHONY: all help check demo bench asan golden fuzz install uninstall clean distclean tests tests-config check-only
+
+tests-config:
+	./configure --with-tests
+
+$(OUT)/%.o: %.c Makefile config.mak
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -c -o $@ $<
+
+$(LIB): $(LIB_OBJ)
+	rm -f $@ && ar rcs $@ $^
+
+$(BIN): $(CMD_OBJ) $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_LDFLAGS) -o $@ $(CMD_OBJ) $(LIB) $(DEP_LIBS)
+
+$(OUT)/tests/%.o: ALL_CFLAGS += $(TEST_CFLAGS)
+$(OUT)/tests/%: $(OUT)/tests/%.o $(TEST_HELP_OBJ) $(CMD_LIB_OBJ) $(LIB)
+	$(CC) $(ALL_LDFLAGS) -o $@ $< $(TEST_HELP_OBJ) $(CMD_LIB_OBJ) $(LIB) $(DEP_LIBS) $(TEST_LIBS)
+
+tests: $(TEST_BIN) $(BIN)
+
+## check: every test: units, command lines, corpus, faults (installs what tests need)
+check: $(TESTS_CONFIG)
+	$(MAKE) check-only
+
+check-only: tests
+	tests/run $(OUT) $(BIN)
+
+## asan: the same tests with AddressSanitizer and UBSan
+asan: $(TESTS_CONFIG)
+	$(MAKE) FLAVOUR=asan check-only
+
+## help: this list
+help:
+	@sed -n 's/^## //p' Makefile
+
+## install: program, man pages and completion to $(DESTDIR)$(PREFIX)
+## clean: remove build/
+clean:
+	rm -rf build
+
+## distclean: clean, and forget the configuration
+distclean: clean
+	rm -f config.mak config.log
+
+-include $(LIB_OBJ:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d)
