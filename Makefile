@@ -7,6 +7,8 @@ SHELL := /bin/sh
 
 -include config.mak
 
+.SECONDARY:
+
 FLAVOUR ?= release
 OUT := build/$(FLAVOUR)
 
@@ -24,6 +26,7 @@ LIB_SRC := $(sort $(wildcard ref/*/*.c formats/*.c formats/*/*.c offload/*.c))
 CMD_SRC := $(sort $(wildcard cmd/*.c cmd/*/*.c))
 TEST_SRC := $(sort $(wildcard tests/test_*.c))
 TEST_HELP_SRC := $(sort $(wildcard tests/lib/*.c))
+FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 
 LIB := $(OUT)/liblora.a
 BIN := $(if $(filter release,$(FLAVOUR)),build/lora,$(OUT)/lora)
@@ -32,6 +35,7 @@ CMD_OBJ := $(CMD_SRC:%.c=$(OUT)/%.o)
 TEST_HELP_OBJ := $(TEST_HELP_SRC:%.c=$(OUT)/%.o)
 CMD_LIB_OBJ := $(filter-out $(OUT)/cmd/main.o,$(CMD_OBJ))
 TEST_BIN := $(TEST_SRC:tests/%.c=$(OUT)/tests/%)
+FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(OUT)/tests/%)
 
 ## all: build/lora and liblora.a
 all: $(BIN) $(LIB)
@@ -63,7 +67,10 @@ $(OUT)/tests/%.o: ALL_CFLAGS += $(TEST_CFLAGS)
 $(OUT)/tests/%: $(OUT)/tests/%.o $(TEST_HELP_OBJ) $(CMD_LIB_OBJ) $(LIB)
 	$(CC) $(ALL_LDFLAGS) -o $@ $< $(TEST_HELP_OBJ) $(CMD_LIB_OBJ) $(LIB) $(DEP_LIBS) $(TEST_LIBS)
 
-tests: $(TEST_BIN) $(BIN)
+$(OUT)/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/tests/fuzz/replay.o $(LIB)
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)
+
+tests: $(TEST_BIN) $(FUZZ_BIN) $(BIN)
 
 ## check: every test: units, command lines, corpus, faults (installs what tests need)
 check: $(TESTS_CONFIG)
@@ -75,6 +82,19 @@ check-only: tests
 ## asan: the same tests with AddressSanitizer and UBSan
 asan: $(TESTS_CONFIG)
 	$(MAKE) FLAVOUR=asan check-only
+
+# make fuzz TARGET=safetensors SECONDS=300: a coverage-guided run; new findings land in build/fuzz/found/
+TARGET ?= $(patsubst tests/fuzz/fuzz_%.c,%,$(FUZZ_SRC))
+SECONDS ?= 60
+## fuzz: run each fuzz target with libFuzzer (clang) for SECONDS=60; TARGET=NAME for one
+fuzz:
+	$(MAKE) FLAVOUR=fuzz CC=clang build/fuzz/liblora.a
+	@set -e; mkdir -p build/fuzz/found; for t in $(TARGET); do \
+	  clang -std=c11 -D_GNU_SOURCE -I. -g -O1 -fsanitize=address,undefined,fuzzer $(DEP_CFLAGS) \
+	    -o build/fuzz/fuzz_$$t tests/fuzz/fuzz_$$t.c build/fuzz/liblora.a $(DEP_LIBS); \
+	  mkdir -p build/fuzz/corpus/$$t; \
+	  build/fuzz/fuzz_$$t -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=build/fuzz/found/$$t- \
+	    build/fuzz/corpus/$$t tests/fuzz/corpus/$$t; done
 
 ## help: this list
 help:

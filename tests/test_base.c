@@ -1,0 +1,126 @@
+/* errors, memory, shapes, threads */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "ref/base/mem.h"
+#include "ref/base/tensor.h"
+#include "ref/base/thread.h"
+
+static void test_err(void **state)
+{
+    struct err e = {0};
+    char big[4000];
+
+    (void)state;
+    assert_int_equal(err_set(&e, "cannot read '%s'", "a"), -1);
+    assert_int_equal(e.kind, ERR_FAILED);
+    assert_int_equal(err_prefix(&e, "in '%s': ", "b"), -1);
+    assert_string_equal(e.msg, "in 'b': cannot read 'a'");
+    err_usage(&e, "unknown option");
+    err_prefix(&e, "lora: ");
+    assert_int_equal(e.kind, ERR_USAGE);
+    memset(big, 'x', sizeof big);
+    big[sizeof big - 1] = 0;
+    err_set(&e, "%s", big);
+    assert_int_equal(strlen(e.msg), sizeof e.msg - 1);
+    assert_string_equal(e.msg + sizeof e.msg - 4, "...");
+}
+
+static void test_mem(void **state)
+{
+    struct err e = {0};
+    struct arena a = {0};
+    size_t n, cap = 0;
+    int *grown = NULL;
+    char *s;
+
+    (void)state;
+    assert_false(mem_mul(SIZE_MAX / 2, 3, &n));
+    assert_true(mem_mul(SIZE_MAX, 1, &n));
+    assert_false(mem_add(SIZE_MAX, 1, &n));
+    assert_null(mem_new(SIZE_MAX - 3, "a test", &e));
+    assert_non_null(strstr(e.msg, "for a test"));
+    for (size_t i = 0; i < 1000; i++) {
+        assert_int_equal(mem_grow(&grown, &cap, i, sizeof *grown, "a test", &e), 0);
+        grown[i] = (int)i;
+    }
+    assert_int_equal(grown[999], 999);
+    free(grown);
+    for (size_t i = 1; i < 3000; i += 7) {
+        unsigned char *p = arena_alloc(&a, i, &e);
+
+        assert_non_null(p);
+        assert_int_equal((uintptr_t)p % (i >= MEM_ALIGN ? MEM_ALIGN : 16), 0);
+        assert_int_equal(p[i - 1], 0);
+        memset(p, 0xff, i);
+    }
+    s = arena_printf(&a, &e, "%s.%d", "x", 7);
+    assert_string_equal(s, "x.7");
+    assert_non_null(arena_alloc(&a, 1 << 20, &e));
+    arena_free(&a);
+    assert_int_equal(a.total, 0);
+}
+
+static void test_shape(void **state)
+{
+    struct shape s = shape_of(3, 2, 3, 4), huge = {.ndim = 2, .dim = {SIZE_MAX / 2, 3}};
+    size_t n;
+    char text[128];
+
+    (void)state;
+    assert_true(shape_numel(&s, &n));
+    assert_int_equal(n, 24);
+    assert_true(shape_nbytes(&s, DT_BF16, &n));
+    assert_int_equal(n, 48);
+    assert_false(shape_numel(&huge, &n));
+    assert_string_equal(shape_print(&s, text, sizeof text), "[2, 3, 4]");
+    s.ndim = 0;
+    assert_true(shape_numel(&s, &n));
+    assert_int_equal(n, 1);
+    assert_string_equal(shape_print(&s, text, sizeof text), "[]");
+}
+
+static int mark(void *ctx, size_t i, struct err *err)
+{
+    unsigned char *seen = ctx;
+
+    seen[i]++;
+    return i == 700 || i == 701 || i == 990 ? err_set(err, "piece %zu", i) : 0;
+}
+
+static void test_thread(void **state)
+{
+    (void)state;
+    for (int count = 1; count <= 4; count++) {
+        unsigned char seen[1000] = {0};
+        struct err e = {0};
+
+        thread_init(count);
+        assert_int_equal(thread_count(), count);
+        assert_int_equal(thread_for(700, mark, seen, &e), 0);
+        for (size_t i = 0; i < 700; i++)
+            assert_int_equal(seen[i], 1);
+        memset(seen, 0, sizeof seen);
+        assert_int_equal(thread_for(1000, mark, seen, &e), -1);
+        assert_string_equal(e.msg, "piece 700");
+    }
+    thread_init(0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_err),
+        cmocka_unit_test(test_mem),
+        cmocka_unit_test(test_shape),
+        cmocka_unit_test(test_thread),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
