@@ -15,6 +15,7 @@
 
 #include "ref/base/dtype.h"
 #include "ref/base/err.h"
+#include "ref/base/mem.h"
 #include "ref/base/tensor.h"
 
 struct tensor_entry {
@@ -40,7 +41,9 @@ struct tensor_file {
     size_t metadata_count;
     uint64_t file_size;
     int fd; /* open for reading; use pread only */
-    void *impl;
+    void *impl;         /* the format's own */
+    struct arena arena; /* for names, entries and metadata; freed with the file */
+    size_t *by_name;    /* [count] indices of entries, sorted by name; made by tensor_file_open() after the format's open */
 };
 
 /* A file format is a row of functions. Rows are listed in tensor_file.c; detection asks each in turn. */
@@ -49,14 +52,18 @@ struct tensor_format {
     const char *const *suffixes;  /* ".safetensors", NULL-terminated: which row writes a path with this ending; may be NULL */
     /* Looks at the first n bytes (n <= 64) and the size of a file. True when the file claims to be of this format. */
     bool (*probe)(const unsigned char *head, size_t n, uint64_t file_size);
-    /* Fills entries, count, metadata, impl of a file whose path, fd and file_size are set. */
+    /* Fills entries, count, metadata, impl of a file whose path, fd and file_size are set; entries need not be sorted by
+     * name, but in the order of their data; f->arena may hold them. Equal names are refused by the caller. */
     int (*open)(struct tensor_file *f, struct err *err);
+    /* Frees impl, also after a failed open (impl may be NULL); fd and arena are the caller's. May be NULL. */
     void (*close)(struct tensor_file *f);
     /* Reads bytes [first, first + n) of an entry that is not plain. Thread-safe. */
     int (*read)(const struct tensor_file *f, const struct tensor_entry *e, size_t first, size_t n, void *dst, struct err *err);
     /* Writer's side; NULL when the format is only read. See struct tensor_writer in tensor_writer.h. */
     const struct tensor_writer_ops *writer;
 };
+
+extern const struct tensor_format format_safetensors;
 
 /* Opens path (a regular file). The format is found from the content, never from the suffix. On success *out is closed by
  * the caller with tensor_file_close(). Returns 0 or -1 (missing, directory, empty, unknown format, any broken rule). */
@@ -74,5 +81,9 @@ const char *tensor_file_metadata(const struct tensor_file *f, const char *key);
 int tensor_file_read(const struct tensor_file *f, const struct tensor_entry *e, void *dst, struct err *err);
 int tensor_file_read_part(const struct tensor_file *f, const struct tensor_entry *e, size_t first, size_t n, void *dst,
                           struct err *err);
+
+/* Reads n bytes at position `at` of the file itself, for formats: EINTR and short reads are seen to, an end of file is "was
+ * cut short while being read". what names the part for the message ("the header", "tensor 'x'"). Thread-safe. */
+int tensor_file_pread(const struct tensor_file *f, uint64_t at, void *dst, size_t n, const char *what, struct err *err);
 
 #endif
