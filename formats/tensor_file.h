@@ -43,7 +43,7 @@ struct tensor_file {
     int fd; /* open for reading; use pread only */
     void *impl;         /* the format's own */
     struct arena arena; /* for names, entries and metadata; freed with the file */
-    size_t *by_name;    /* [count] indices of entries, sorted by name; made by tensor_file_open() after the format's open */
+    const struct tensor_entry **by_name; /* [count], made by tensor_file_open() after the format's open */
 };
 
 /* A file format is a row of functions. Rows are listed in tensor_file.c; detection asks each in turn. */
@@ -64,8 +64,13 @@ struct tensor_format {
 };
 
 extern const struct tensor_format format_safetensors;
+extern const struct tensor_format *const tensor_formats[]; /* all rows, NULL-terminated */
 
-/* Opens path (a regular file). The format is found from the content, never from the suffix. On success *out is closed by
+/* The row that writes paths with this ending (".safetensors"; case does not matter), or NULL. */
+const struct tensor_format *tensor_format_of_suffix(const char *path);
+
+/* Opens path (a regular file). The format is found from the content, never from the suffix (which only decides who explains
+ * what is wrong with a file that no format claims). On success *out is closed by
  * the caller with tensor_file_close(). Returns 0 or -1 (missing, directory, empty, unknown format, any broken rule). */
 int tensor_file_open(struct tensor_file **out, const char *path, struct err *err);
 void tensor_file_close(struct tensor_file *f); /* NULL is fine */
