@@ -30,7 +30,7 @@ FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 
 LIB := $(OUT)/liblora.a
 BIN := $(if $(filter release,$(FLAVOUR)),build/lora,$(OUT)/lora)
-LIB_OBJ := $(LIB_SRC:%.c=$(OUT)/%.o)
+LIB_OBJ := $(LIB_SRC:%.c=$(OUT)/%.o) $(OUT)/formats/clip_merges.o
 CMD_OBJ := $(CMD_SRC:%.c=$(OUT)/%.o)
 TEST_HELP_OBJ := $(TEST_HELP_SRC:%.c=$(OUT)/%.o)
 CMD_LIB_OBJ := $(filter-out $(OUT)/cmd/main.o,$(CMD_OBJ))
@@ -56,6 +56,16 @@ $(OUT)/%.o: %.c Makefile config.mak
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -c -o $@ $<
 
+# A data file becomes a C array: portable, no linker tricks.
+$(OUT)/%.c: %.bin
+	@mkdir -p $(@D)
+	{ echo 'extern const unsigned char $(*F)[];'; echo 'extern const unsigned long $(*F)_size;'; \
+	  echo 'const unsigned char $(*F)[] = {'; od -An -v -tu1 $< | sed 's/[0-9][0-9]*/&,/g'; echo '};'; \
+	  echo 'const unsigned long $(*F)_size = sizeof $(*F);'; } > $@
+
+$(OUT)/formats/clip_merges.o: $(OUT)/formats/clip_merges.c
+	$(CC) $(ALL_CFLAGS) -c -o $@ $<
+
 $(LIB): $(LIB_OBJ)
 	rm -f $@ && ar rcs $@ $^
 
@@ -64,8 +74,11 @@ $(BIN): $(CMD_OBJ) $(LIB)
 	$(CC) $(ALL_LDFLAGS) -o $@ $(CMD_OBJ) $(LIB) $(DEP_LIBS)
 
 $(OUT)/tests/%.o: ALL_CFLAGS += $(TEST_CFLAGS)
-$(OUT)/tests/%: $(OUT)/tests/%.o $(TEST_HELP_OBJ) $(CMD_LIB_OBJ) $(LIB)
-	$(CC) $(ALL_LDFLAGS) -o $@ $< $(TEST_HELP_OBJ) $(CMD_LIB_OBJ) $(LIB) $(DEP_LIBS) $(TEST_LIBS)
+$(OUT)/tests/libtest.a: $(TEST_HELP_OBJ) $(CMD_LIB_OBJ)
+	rm -f $@ && ar rcs $@ $^
+
+$(OUT)/tests/%: $(OUT)/tests/%.o $(OUT)/tests/libtest.a $(LIB)
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS) $(TEST_LIBS)
 
 $(OUT)/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/tests/fuzz/replay.o $(LIB)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)

@@ -1,0 +1,108 @@
+/* Token ids against transformers' CLIPTokenizer (golden/make_tokenizer.py cases). */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "formats/tokenizer.h"
+
+static struct tokenizer *tok;
+
+static void encode(const char *text, size_t n, struct token_list *ids)
+{
+    struct err err = {0};
+
+    memset(ids, 0, sizeof *ids);
+    if (tokenizer_encode(tok, text, n, ids, &err) != 0)
+        fail_msg("%s", err.msg);
+}
+
+static void test_cases(void **state)
+{
+    json_error_t error;
+    json_t *cases = json_load_file("golden/tokenizer.json", JSON_ALLOW_NUL, &error), *one;
+    size_t i;
+
+    (void)state;
+    assert_non_null(cases);
+    assert_true(json_array_size(cases) > 50);
+    json_array_foreach(cases, i, one) {
+        json_t *text = json_object_get(one, "text"), *want = json_object_get(one, "ids");
+        struct token_list ids;
+
+        encode(json_string_value(text), json_string_length(text), &ids);
+        if (ids.count != json_array_size(want))
+            fail_msg("case %zu '%s': %zu ids, the oracle has %zu", i, json_string_value(text), ids.count, json_array_size(want));
+        for (size_t k = 0; k < ids.count; k++)
+            if (ids.id[k] != json_integer_value(json_array_get(want, k)))
+                fail_msg("case %zu '%s': id %zu is %d, the oracle has %lld", i, json_string_value(text), k, ids.id[k],
+                         (long long)json_integer_value(json_array_get(want, k)));
+        free(ids.id);
+    }
+    json_decref(cases);
+}
+
+/* Each malformed sequence equals the same text with U+FFFD written out where Python's decoder puts it. */
+static void test_malformed(void **state)
+{
+    static const char *const pairs[][2] = {
+        {"a\xff" "b", "a\xef\xbf\xbd" "b"},
+        {"\xc3", "\xef\xbf\xbd"},
+        {"\xe2\x82", "\xef\xbf\xbd"},
+        {"\xe2\x28\xa1", "\xef\xbf\xbd(\xef\xbf\xbd"},
+        {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
+        {"\xf0\x9f\x98", "\xef\xbf\xbd"},
+        {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd"},
+        {"\xf5\x80", "\xef\xbf\xbd\xef\xbf\xbd"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+        struct token_list a, b;
+
+        encode(pairs[i][0], strlen(pairs[i][0]), &a);
+        encode(pairs[i][1], strlen(pairs[i][1]), &b);
+        assert_int_equal(a.count, b.count);
+        assert_memory_equal(a.id, b.id, a.count * sizeof *a.id);
+        free(a.id);
+        free(b.id);
+    }
+}
+
+static void test_text(void **state)
+{
+    struct token_list ids;
+    char buf[80];
+
+    (void)state;
+    encode("Photograph", 10, &ids);
+    assert_int_equal(ids.count, 1);
+    assert_string_equal(tokenizer_text(tok, ids.id[0], buf, sizeof buf), "photograph ");
+    assert_string_equal(tokenizer_text(tok, TOKEN_END, buf, sizeof buf), "<|endoftext|>");
+    assert_string_equal(tokenizer_text(tok, TOKEN_COUNT, buf, sizeof buf), "?");
+    for (int32_t id = 0; id < TOKEN_BEGIN; id++)
+        assert_true(strlen(tokenizer_text(tok, id, buf, sizeof buf)) < sizeof buf - 2);
+    free(ids.id);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cases),
+        cmocka_unit_test(test_malformed),
+        cmocka_unit_test(test_text),
+    };
+    struct err err = {0};
+    int failed;
+
+    if (tokenizer_open(&tok, &err) != 0)
+        return 1;
+    failed = cmocka_run_group_tests(tests, NULL, NULL);
+    tokenizer_close(tok);
+    return failed;
+}
