@@ -40,8 +40,9 @@ FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(OUT)/tests/%)
 ## all: build/lora and liblora.a
 all: $(BIN) $(LIB)
 
-config.mak: | configure
-	./configure
+# A changed configure is run again the way it was run before.
+config.mak: configure
+	@run=$$(sed -n '1s/^# written by: //p' $@ 2>/dev/null); echo "$${run:-./configure}"; sh -c "$${run:-./configure}"
 
 ifneq ($(HAVE_TESTS),yes)
 TESTS_CONFIG := tests-config
