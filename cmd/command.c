@@ -6,6 +6,7 @@
 
 #include "cmd/config.h"
 #include "cmd/progress.h"
+#include "formats/output.h"
 #include "ref/base/thread.h"
 
 /* One word a command, in the order of the overview; cmd/NAME.c defines command_NAME. */
@@ -27,7 +28,7 @@ struct global_options {
 };
 
 const struct option_row command_global_rows[] = {
-    {OPTION(struct global_options, config), .arg = "FILE", .help = "read options from a JSON file; the command line wins"},
+    {OPTION(struct global_options, config), .arg = "FILE", .help = "read options from a JSON or TOML file; the command line wins"},
     {OPTION(struct global_options, threads),
      .arg = "N",
      .min = 1,
@@ -196,6 +197,20 @@ static void note_ignored(const struct command_run *run, const struct option_valu
     }
 }
 
+static int write_options_beside(const struct command_run *run, struct err *err)
+{
+    const struct option_values *v = run->values;
+
+    for (size_t i = 0; i < v->count; i++)
+        if (v->rows[i].flags & OPTION_OUTPUT && v->rows[i].type == OPTION_STRING) {
+            const char *path = *(const char *const *)((const char *)v->base + v->rows[i].offset);
+
+            if (path && command_write_options(run, path, err))
+                return -1;
+        }
+    return 0;
+}
+
 enum { OF_COMMAND, OF_ALL, OF_COMPAT, TABLES };
 
 /* The tables are filled; runs the command. */
@@ -220,7 +235,9 @@ static int run_command(const struct command *c, struct option_values *tables, si
     run.compat = compat->compat == 0;
     note_ignored(&run, &tables[OF_COMMAND]);
     thread_init((int)g->threads);
-    return c->run(&run, tables[OF_COMMAND].base, err);
+    if (c->run(&run, tables[OF_COMMAND].base, err))
+        return -1;
+    return write_options_beside(&run, err);
 }
 
 static int parse_and_run(const struct command *c, int argc, char **argv, bool *json, struct err *err)
@@ -297,6 +314,7 @@ int command_main(int argc, char **argv)
     bool json = false;
     int rc;
 
+    output_catch_signals();
     rc = dispatch(argc, argv, &json, &err);
     if ((fflush(stdout) || ferror(stdout)) && rc == 0)
         rc = err_set(&err, "cannot write to standard output; is the disk full or the reader gone?");

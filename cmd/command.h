@@ -64,6 +64,11 @@ int command_main(int argc, char **argv);
 void command_note(const struct command_run *run, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void command_warn(const struct command_run *run, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* Writes the options of this run to OUTPUT.options.json (version, command, values), a file that --config reads.
+ * command_main() does so after a successful run for the row with OPTION_OUTPUT; a command whose output's name is not an
+ * option calls it. Returns 0 or -1. */
+int command_write_options(const struct command_run *run, const char *output, struct err *err);
+
 /* Rows of the options that every command takes, and of --compat; ended with {0}. */
 extern const struct option_row command_global_rows[];
 extern const struct option_row command_compat_rows[];
