@@ -1,4 +1,4 @@
-/* formats/output.c and tensor_writer.c: every fault leaves the old file whole and no temporary file behind */
+/* formats/output.c: every fault leaves the old file whole and no temporary file behind */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 #include "formats/tensor_writer.h"
-#include "ref/base/thread.h"
 #include "tests/lib/scratch.h"
 
 static const char *folder;
@@ -494,160 +493,6 @@ static void test_full_disk(void **state)
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
-/* ---- The writer. */
-
-struct many {
-    struct tensor_writer *w;
-    size_t n;
-};
-
-static size_t many_size(size_t i)
-{
-    return i * 37 % 5000;
-}
-
-static int put_one(void *ctx, size_t k, struct err *err)
-{
-    const struct many *m = ctx;
-    size_t i = tensor_writer_order(m->w, k), n = many_size(i);
-    unsigned char data[5000];
-    int status;
-
-    memset(data, (int)(i & 0xff), n);
-    status = tensor_writer_put_part(m->w, i, 0, n / 2, data, err);
-    return status != 0 ? status : tensor_writer_put_part(m->w, i, n / 2, n - n / 2, data, err);
-}
-
-static void test_threads(void **state)
-{
-    enum { N = 500 };
-    static char name[N][16];
-    static struct tensor_spec specs[N];
-    const char *path = scratch_path(folder, "many.safetensors");
-    unsigned char *first = NULL;
-    size_t size = 0;
-
-    (void)state;
-    for (size_t i = 0; i < N; i++) {
-        snprintf(name[i], sizeof name[i], "t%zu", i * 7919 % N);
-        specs[i] = (struct tensor_spec){name[i], i % 2 ? DT_U8 : DT_I8, shape_of(1, (int)many_size(i))};
-    }
-    for (int threads = 1; threads <= 4; threads++) {
-        struct many m = {.n = N};
-        struct err err = {0};
-        struct tensor_file *f;
-
-        thread_init(threads);
-        assert_int_equal(tensor_writer_open(&m.w, path, NULL, specs, N, NULL, 0, &err), 0);
-        assert_int_equal(thread_for(N, put_one, &m, &err), 0);
-        assert_int_equal(tensor_writer_commit(m.w, &err), 0);
-        assert_int_equal(tensor_file_open(&f, path, &err), 0);
-        assert_int_equal(f->count, N);
-        for (size_t i = 0; i < N; i++) {
-            const struct tensor_entry *e = tensor_file_find(f, name[i]);
-            unsigned char data[5000];
-
-            assert_non_null(e);
-            assert_int_equal(e->nbytes, many_size(i));
-            assert_int_equal(tensor_file_read(f, e, data, &err), 0);
-            for (size_t j = 0; j < e->nbytes; j++)
-                assert_int_equal(data[j], i & 0xff);
-        }
-        tensor_file_close(f);
-        if (!first)
-            first = scratch_read(path, &size);
-        expect_file(path, first, size);
-    }
-    free(first);
-    thread_init(0);
-}
-
-static void test_writer_refuses(void **state)
-{
-    struct tensor_spec twice[2] = {{"a", DT_F32, shape_of(1, 1)}, {"a", DT_F16, shape_of(1, 1)}},
-                       reserved = {"__metadata__", DT_F32, shape_of(1, 1)}, latin1 = {"\xe9", DT_F32, shape_of(1, 1)},
-                       one = {"a", DT_F32, shape_of(1, 2)}, huge = {"a", DT_F32, {2, {SIZE_MAX, 2}}};
-    struct metadata_item items[2] = {{"k", "1"}, {"k", "2"}}, bad = {"k", "\xff"};
-    const char *path = scratch_path(folder, "x.safetensors");
-    struct tensor_writer *w;
-    struct err err = {0};
-
-    (void)state;
-    assert_int_equal(tensor_writer_open(&w, path, NULL, twice, 2, NULL, 0, &err), -1);
-    expect_error(&err, "two tensors have the name 'a'");
-    assert_int_equal(tensor_writer_open(&w, path, NULL, &reserved, 1, NULL, 0, &err), -1);
-    expect_error(&err, "no tensor may have the name");
-    assert_int_equal(tensor_writer_open(&w, path, NULL, &latin1, 1, NULL, 0, &err), -1);
-    expect_error(&err, "not valid UTF-8");
-    assert_int_equal(tensor_writer_open(&w, path, NULL, &huge, 1, NULL, 0, &err), -1);
-    expect_error(&err, "larger than any memory");
-    assert_int_equal(tensor_writer_open(&w, path, NULL, &one, 1, items, 2, &err), -1);
-    expect_error(&err, "key 'k' twice");
-    assert_int_equal(tensor_writer_open(&w, path, NULL, &one, 1, &bad, 1, &err), -1);
-    expect_error(&err, "not valid UTF-8");
-    assert_int_equal(tensor_writer_open(&w, scratch_path(folder, "x.foo"), NULL, &one, 1, NULL, 0, &err), -1);
-    assert_int_equal(err.kind, ERR_USAGE);
-    assert_non_null(strstr(err.msg, ".safetensors"));
-    assert_int_equal(tensor_writer_open(&w, path, NULL, &one, 1, NULL, 0, &err), 0);
-    assert_int_equal(tensor_writer_put_part(w, 0, 4, 4, "12345678", &err), -1); /* out of order */
-    assert_int_equal(tensor_writer_put_part(w, 0, 0, 9, "123456789", &err), -1);
-    assert_int_equal(tensor_writer_put_part(w, 0, 0, 4, "1234", &err), 0);
-    assert_int_equal(tensor_writer_put(w, 0, "12345678", &err), -1);
-    assert_int_equal(tensor_writer_commit(w, &err), -1);
-    expect_error(&err, "has 4 of its 8 bytes");
-    assert_int_equal(scratch_count(folder), 0);
-}
-
-/* The output may be one of the inputs. */
-static void test_output_is_input(void **state)
-{
-    const char *path = scratch_path(folder, "same.safetensors");
-    struct tensor_spec spec = {"a", DT_U8, shape_of(1, 4)};
-    struct tensor_writer *w;
-    struct tensor_file *f;
-    struct err err = {0};
-
-    (void)state;
-    assert_int_equal(tensor_writer_open(&w, path, NULL, &spec, 1, NULL, 0, &err), 0);
-    assert_int_equal(tensor_writer_put(w, 0, "1234", &err), 0);
-    assert_int_equal(tensor_writer_commit(w, &err), 0);
-    assert_int_equal(tensor_file_open(&f, path, &err), 0);
-    spec.name = "b";
-    assert_int_equal(tensor_writer_open(&w, path, NULL, &spec, 1, NULL, 0, &err), 0);
-    assert_int_equal(tensor_writer_copy(w, 0, f, &f->entries[0], &err), 0);
-    assert_int_equal(tensor_writer_commit(w, &err), 0);
-    tensor_file_close(f);
-    assert_int_equal(tensor_file_open(&f, path, &err), 0);
-    assert_string_equal(f->entries[0].name, "b");
-    tensor_file_close(f);
-}
-
-/* A file cut short by someone else while it is open. */
-static void test_cut_while_open(void **state)
-{
-    const char *path = scratch_path(folder, "cut.safetensors"), *out = scratch_path(folder, "out.safetensors");
-    struct tensor_spec spec = {"a", DT_U8, shape_of(1, 10000)};
-    static unsigned char data[10000];
-    struct tensor_writer *w;
-    struct tensor_file *f;
-    struct err err = {0};
-
-    (void)state;
-    assert_int_equal(tensor_writer_open(&w, path, NULL, &spec, 1, NULL, 0, &err), 0);
-    assert_int_equal(tensor_writer_put(w, 0, data, &err), 0);
-    assert_int_equal(tensor_writer_commit(w, &err), 0);
-    assert_int_equal(tensor_file_open(&f, path, &err), 0);
-    assert_int_equal(truncate(path, (off_t)f->entries[0].offset + 4000), 0);
-    assert_int_equal(tensor_file_read(f, &f->entries[0], data, &err), -1);
-    expect_error(&err, "cut short while being read, 6000 bytes of tensor 'a' are missing");
-    assert_int_equal(tensor_writer_open(&w, out, NULL, &spec, 1, NULL, 0, &err), 0);
-    assert_int_equal(tensor_writer_copy(w, 0, f, &f->entries[0], &err), -1);
-    expect_error(&err, "cut short while being read, 6000 bytes are missing");
-    tensor_writer_abort(w);
-    tensor_file_close(f);
-    assert_int_equal(scratch_count(folder), 1);
-}
-
 static int set_up(void **state)
 {
     (void)state;
@@ -671,7 +516,6 @@ int main(void)
         TEST(test_bytes),       TEST(test_relative),        TEST(test_refused),         TEST(test_no_permission),
         TEST(test_links),       TEST(test_left_over),       TEST(test_every_call_fails), TEST(test_messages),
         TEST(test_copy),        TEST(test_signals),         TEST(test_size_limit),      TEST(test_full_disk),
-        TEST(test_threads),     TEST(test_writer_refuses),  TEST(test_output_is_input), TEST(test_cut_while_open),
     };
 
     real_sys = output_sys;
