@@ -1,0 +1,58 @@
+/* GELU, x Phi(x), with the exact normal distribution function (erf) */
+#include "ref/base/simd.h"
+#include "ref/op/elementwise.h"
+#include "ref/op/vmath.h"
+
+struct gelu {
+    float *y;
+    const float *x, *dy;
+};
+
+/* y [n] = gelu(x [n]) */
+SIMD_CLONES static void gelu_forward(const void *ctx, size_t first, size_t n)
+{
+    const struct gelu *a = ctx;
+    const float *x = a->x + first;
+    float *y = a->y + first;
+
+#pragma omp simd
+    for (size_t i = 0; i < n; i++)
+        y[i] = vmath_gelu(x[i]);
+}
+
+/* dx [n] = dy [n] * slope(x [n]); dx may be dy */
+SIMD_CLONES static void gelu_backward(const void *ctx, size_t first, size_t n)
+{
+    const struct gelu *a = ctx;
+    const float *x = a->x + first, *dy = a->dy + first;
+    float *dx = a->y + first;
+
+#pragma omp simd
+    for (size_t i = 0; i < n; i++)
+        dx[i] = dy[i] * vmath_gelu_slope(x[i]);
+}
+
+static int forward(const struct op_call *c, struct err *err)
+{
+    struct gelu a = {c->out[0]->data, c->in[0]->data, NULL};
+
+    return elementwise_run(elementwise_count(c->in[0]), 16384, gelu_forward, &a, err);
+}
+
+static int backward(const struct op_call *c, struct err *err)
+{
+    struct gelu a = {c->din[0]->data, c->in[0]->data, c->dout[0]->data};
+
+    return elementwise_run(elementwise_count(c->in[0]), 16384, gelu_backward, &a, err);
+}
+
+static double flops(const struct op_call *c, bool back)
+{
+    return (back ? 30.0 : 20.0) * (double)elementwise_count(c->in[0]);
+}
+
+const struct op op_gelu = {
+    .name = "gelu", .min_in = 1, .max_in = 1, .nout = 1,
+    .differentiable = 1, .needs_in = {1}, .inplace = 1, .inplace_backward = true,
+    .shape = elementwise_shape, .forward = forward, .backward = backward, .flops = flops,
+};

@@ -1,0 +1,123 @@
+/* Linear layer: y = scale * x wT + bias, then an activation or plus a residual; w in the file's dtype. */
+#include "ref/op/elementwise.h"
+#include "ref/op/gemm.h"
+
+#include "ref/base/thread.h"
+
+enum { X, W, BIAS, RESIDUAL, DOWN, UP };
+
+/* x [m, k], w [n, k]: everything but the outputs */
+static struct gemm describe(const struct op_call *c)
+{
+    const struct tensor *w = c->in[W];
+    size_t n = w->shape.dim[0], k = w->shape.dim[1];
+    struct gemm g = {.m = elementwise_count(c->in[X]) / k, .n = n, .k = k, .scale = c->attr->scale, .scratch = c->scratch};
+
+    g.w = (struct gemm_weight){.data = w->data, .dtype = w->dtype, .transposed = true, .ld = k};
+    if (c->in[DOWN]) {
+        g.w.down = c->in[DOWN]->data;
+        g.w.up = c->in[UP]->data;
+        g.w.rank = c->in[DOWN]->shape.dim[0];
+        g.w.fold = c->attr->fold;
+    }
+    return g;
+}
+
+static int forward(const struct op_call *c, struct err *err)
+{
+    struct gemm g = describe(c);
+
+    g.x = c->in[X]->data;
+    g.ldx = g.k;
+    g.y = c->out[0]->data;
+    g.ldy = g.n;
+    g.bias = c->in[BIAS] ? c->in[BIAS]->data : NULL;
+    g.residual = c->in[RESIDUAL] ? c->in[RESIDUAL]->data : NULL;
+    g.act = c->attr->act;
+    return gemm_run(&g, err);
+}
+
+/* dx [m, k] = scale * dy [m, n] w [n, k];  dw [n, k] = scale * dyT x, when w is trained;  dresidual = dy */
+static int backward(const struct op_call *c, struct err *err)
+{
+    struct gemm g = describe(c);
+
+    if (c->attr->act != ACT_NONE)
+        return err_set(err, "a linear layer fused with its activation has no gradient");
+    if (c->din[W]) {
+        g.x = c->in[X]->data;
+        g.ldx = g.k;
+        if (gemm_weight_gradient(&g, c->dout[0]->data, c->din[W]->data, err) < 0)
+            return -1;
+    }
+    if (c->din[X]) {
+        struct gemm b = g;
+
+        b.n = g.k;
+        b.k = g.n;
+        b.x = c->dout[0]->data;
+        b.ldx = g.n;
+        b.w.transposed = false;
+        b.y = c->din[X]->data;
+        b.ldy = g.k;
+        return gemm_run(&b, err);
+    }
+    return 0;
+}
+
+static int check_fold(const struct op_call *c, size_t n, size_t k, struct err *err)
+{
+    const struct tensor *down = c->in[DOWN], *up = c->in[UP];
+
+    if (!down != !up)
+        return err_set(err, "a LoRA needs both lora_down and lora_up");
+    if (!down)
+        return 0;
+    if (down->shape.ndim != 2 || up->shape.ndim != 2 || down->shape.dim[1] != k || up->shape.dim[0] != n ||
+        down->shape.dim[0] != up->shape.dim[1])
+        return err_set(err, "LoRA factors do not fit a weight of [%zu, %zu]", n, k);
+    return elementwise_need_f32(c, DOWN, "lora_down", err) < 0 ? -1 : elementwise_need_f32(c, UP, "lora_up", err);
+}
+
+static int shape(const struct op_call *c, struct err *err)
+{
+    const struct shape *x = &c->in[X]->shape, *w = &c->in[W]->shape;
+    char a[128], b[128];
+
+    if (elementwise_need_f32(c, X, "input", err) < 0 || elementwise_need_float(c, W, "weight", err) < 0)
+        return -1;
+    if (x->ndim < 1 || w->ndim != 2 || w->dim[1] == 0 || x->dim[x->ndim - 1] != w->dim[1])
+        return err_set(err, "input %s does not fit weight %s", shape_print(x, a, sizeof a), shape_print(w, b, sizeof b));
+    c->out[0]->dtype = DT_F32;
+    c->out[0]->shape = *x;
+    c->out[0]->shape.dim[x->ndim - 1] = w->dim[0];
+    if (c->in[RESIDUAL] && !shape_equal(&c->in[RESIDUAL]->shape, &c->out[0]->shape))
+        return err_set(err, "residual %s does not fit output %s", shape_print(&c->in[RESIDUAL]->shape, a, sizeof a),
+                       shape_print(&c->out[0]->shape, b, sizeof b));
+    if (elementwise_need_f32(c, RESIDUAL, "residual", err) < 0 ||
+        elementwise_need_vector(c, BIAS, w->dim[0], "bias", err) < 0)
+        return -1;
+    if (c->in[RESIDUAL] && c->attr->act != ACT_NONE)
+        return err_set(err, "a linear layer takes an activation or a residual, not both");
+    return check_fold(c, w->dim[0], w->dim[1], err);
+}
+
+static size_t scratch(const struct op_call *c, bool back, int threads)
+{
+    (void)c, (void)back;
+    return gemm_scratch(threads);
+}
+
+static double flops(const struct op_call *c, bool back)
+{
+    double one = 2.0 * (double)elementwise_count(c->in[X]) * (double)c->in[W]->shape.dim[0];
+
+    return back ? one * ((c->din[X] != NULL) + (c->din[W] != NULL)) : one;
+}
+
+const struct op op_linear = {
+    .name = "linear", .min_in = 2, .max_in = 6, .nout = 1,
+    .differentiable = 1 << X | 1 << W | 1 << RESIDUAL,
+    .needs_in = {[X] = 1 << W | 1 << DOWN | 1 << UP, [W] = 1 << X}, .pass = 1 << RESIDUAL, .inplace = 1 << RESIDUAL,
+    .shape = shape, .forward = forward, .backward = backward, .scratch = scratch, .flops = flops,
+};
