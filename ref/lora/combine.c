@@ -10,6 +10,7 @@
 
 #include "ref/base/dtype.h"
 #include "ref/base/mem.h"
+#include "ref/base/simd.h"
 
 /* The reciprocal 1-norm condition of a normalised Gram matrix above which f32 sums are good enough: an entry is off by about
  * 2e-7, so A is known to a few 1e-4 relatively in every direction, and eigenvalues near the cut that this could mix up
@@ -92,28 +93,41 @@ void combine_concat(float *up, float *down, const struct lora_factors *f, size_t
     }
 }
 
-/* norm[j] = norm of column j of x [rows, cols]. The sums are f64: an f32 factor cannot overflow them. */
+/* sum[j] += x[j]^2. In f64: an f32 factor cannot overflow it. */
+SIMD_CLONES static void add_squares(double *restrict sum, const float *restrict x, size_t n)
+{
+    for (size_t j = 0; j < n; j++)
+        sum[j] += (double)x[j] * (double)x[j];
+}
+
+SIMD_CLONES static void scaled_copy(float *restrict y, const float *restrict x, double a, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = (float)((double)x[i] * a);
+}
+
+SIMD_CLONES static void columns_scaled(float *restrict y, const float *restrict x, const double *restrict a, size_t n)
+{
+    for (size_t j = 0; j < n; j++)
+        y[j] = (float)((double)x[j] * a[j]);
+}
+
 static void column_norms(double *norm, const float *x, size_t rows, size_t cols)
 {
     memset(norm, 0, cols * sizeof *norm);
     for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < cols; j++)
-            norm[j] += (double)x[i * cols + j] * (double)x[i * cols + j];
+        add_squares(norm, x + i * cols, cols);
     for (size_t j = 0; j < cols; j++)
         norm[j] = sqrt(norm[j]);
 }
 
 static double row_norm(const float *x, size_t n)
 {
-    double part[8] = {0}, sum = 0;
-    size_t i = 0;
+    double part[128] = {0}, sum = 0;
 
-    for (; i + 8 <= n; i += 8)
-        for (size_t j = 0; j < 8; j++)
-            part[j] += (double)x[i + j] * (double)x[i + j];
-    for (; i < n; i++)
-        part[0] += (double)x[i] * (double)x[i];
-    for (size_t j = 0; j < 8; j++)
+    for (size_t i = 0; i < n; i += 128)
+        add_squares(part, x + i, n - i < 128 ? n - i : 128);
+    for (size_t j = 0; j < 128; j++)
         sum += part[j];
     return sqrt(sum);
 }
@@ -133,15 +147,21 @@ static void stack_modules(struct stack *k, const struct lora_factors *f, size_t 
 
             if (norm[j] == 0 || d == 0 || f[i].scale == 0)
                 continue;
-            for (size_t c = 0; c < k->in; c++)
-                k->d[at * k->in + c] = (float)((double)f[i].down[j * k->in + c] / d);
+            scaled_copy(k->d + at * k->in, f[i].down + j * k->in, 1 / d, k->in);
             k->s[at] = f[i].scale * norm[j] * d;
             factor[at] = 1 / norm[j];
             from[at++] = j;
         }
-        for (size_t row = 0; row < k->out; row++) /* columns of the unpacked width; packed below */
-            for (size_t j = first; j < at; j++)
-                k->u[row * total + j] = (float)((double)f[i].up[row * f[i].rank + from[j]] * factor[j]);
+        for (size_t row = 0; row < k->out; row++) { /* rows of the unpacked width; packed below */
+            const float *x = f[i].up + row * f[i].rank;
+            float *y = k->u + row * total;
+
+            if (at - first == f[i].rank)
+                columns_scaled(y + first, x, factor + first, f[i].rank);
+            else
+                for (size_t j = first; j < at; j++)
+                    y[j] = (float)((double)x[from[j]] * factor[j]);
+        }
     }
     for (size_t row = 1; row < k->out && at < total; row++)
         memmove(k->u + row * at, k->u + row * total, at * sizeof *k->u);
