@@ -27,6 +27,7 @@ struct output_sys output_sys = {
 enum {
     COPY_BUFFER = 1 << 20,
     AT_ONCE = 1 << 30, /* bytes per system call: far below Linux's limit of 2^31 - 4096 */
+    START_EVERY = 32 << 20, /* bytes: the disk works while we do, and the last fsync has little left to wait for */
     TEMP_TRIES = 100,
 };
 
@@ -145,6 +146,7 @@ struct output {
     struct temp *temp;
     int fd;
     uint64_t reserved;
+    _Atomic uint64_t unstarted; /* bytes written since the disk was last told to begin */
 };
 
 /* Makes the folders before the last slash of path, as mkdir -p does. */
@@ -294,6 +296,19 @@ int output_open(struct output **out, const char *path, struct err *err)
 
 /* ---- Writing. */
 
+void output_start(struct output *o)
+{
+    atomic_store(&o->unstarted, 0);
+    /* Only a hint: where the system lacks it, commit's fsync does all the work. */
+    (void)sync_file_range(o->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
+static void wrote(struct output *o, uint64_t n)
+{
+    if (atomic_fetch_add(&o->unstarted, n) + n >= START_EVERY)
+        output_start(o);
+}
+
 int output_reserve(struct output *o, uint64_t nbytes, struct err *err)
 {
     int r = 0;
@@ -329,6 +344,7 @@ int output_write_at(struct output *o, uint64_t at, const void *data, size_t n, s
         p += done;
         at += (uint64_t)done;
         n -= (size_t)done;
+        wrote(o, (uint64_t)done);
     }
     return 0;
 }
@@ -379,14 +395,9 @@ int output_copy_at(struct output *o, uint64_t at, int from, const char *from_pat
         at += (uint64_t)done;
         from_at += (uint64_t)done;
         n -= (uint64_t)done;
+        wrote(o, (uint64_t)done);
     }
     return 0;
-}
-
-void output_start(struct output *o)
-{
-    /* Only a hint: where the system lacks it, commit's fsync does all the work. */
-    (void)sync_file_range(o->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
 }
 
 /* ---- Ending. */

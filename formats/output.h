@@ -40,7 +40,8 @@ int output_write_at(struct output *o, uint64_t at, const void *data, size_t n, s
 int output_copy_at(struct output *o, uint64_t at, int from, const char *from_path, uint64_t from_at, uint64_t n,
                    struct err *err);
 
-/* Starts the disk's work on what was written so far, without waiting for it to end. Thread-safe. */
+/* Starts the disk's work on what was written so far, without waiting for it to end; happens by itself every 32 MiB.
+ * Thread-safe. */
 void output_start(struct output *o);
 
 /* fsync, rename over the target, fsync of its folder. Frees o in any case; after an error the temporary file is gone and an

@@ -37,7 +37,8 @@ int tensor_writer_put_part(struct tensor_writer *w, size_t i, size_t first, size
 int tensor_writer_copy(struct tensor_writer *w, size_t i, const struct tensor_file *from, const struct tensor_entry *e,
                        struct err *err);
 
-/* Starts the disk's work on what has been written so far without waiting for it, so that commit waits less. Optional. */
+/* Starts the disk's work on what has been written so far without waiting for it, so that commit waits less. Optional:
+ * it happens by itself every 32 MiB. */
 void tensor_writer_flush(struct tensor_writer *w);
 
 /* Finishes the file: every tensor must have been written. fsync, rename over path, fsync of the folder. Frees w, also on
