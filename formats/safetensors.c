@@ -56,7 +56,7 @@ static int bad(const struct tensor_file *f, const char *name, struct err *err, c
     va_start(ap, fmt);
     vsnprintf(what, sizeof what, fmt, ap);
     va_end(ap);
-    return err_set(err, "cannot read '%s': tensor '%s': %s; " DAMAGED, f->path, name, what);
+    return err_set(err, "cannot read '%s': tensor '%.200s': %s; " DAMAGED, f->path, name, what);
 }
 
 static int parse_shape(const struct tensor_file *f, struct tensor_entry *e, const json_t *shape, struct err *err)
@@ -66,7 +66,7 @@ static int parse_shape(const struct tensor_file *f, struct tensor_entry *e, cons
     if (!json_is_array(shape))
         return bad(f, e->name, err, "the header gives it no shape");
     if (n > TENSOR_MAX_DIMS)
-        return err_set(err, "cannot read '%s': tensor '%s' has %zu dimensions, at most %d are known here; leave it out of the "
+        return err_set(err, "cannot read '%s': tensor '%.200s' has %zu dimensions, at most %d are known here; leave it out of the "
                        "file", f->path, e->name, n, TENSOR_MAX_DIMS);
     e->shape.ndim = (int)n;
     for (size_t i = 0; i < n; i++) {
@@ -88,7 +88,7 @@ static int parse_dtype(const struct tensor_file *f, struct tensor_entry *e, cons
             e->dtype = types[i].dtype;
             return 0;
         }
-    return err_set(err, "cannot read '%s': tensor '%s' has the type '%.40s', which is not known here; convert it to a type that "
+    return err_set(err, "cannot read '%s': tensor '%.200s' has the type '%.40s', which is not known here; convert it to a type that "
                    "Stable Diffusion uses", f->path, e->name, json_string_value(dtype));
 }
 
@@ -140,7 +140,7 @@ static int place_entries(const struct tensor_file *f, struct tensor_entry *e, si
         qsort(e, n, sizeof *e, by_offset);
     for (size_t i = 0; i < n; i++) {
         if (e[i].offset < at)
-            return bad(f, e[i].name, err, "its data overlaps that of tensor '%s'", e[i - 1].name);
+            return bad(f, e[i].name, err, "its data overlaps that of tensor '%.200s'", e[i - 1].name);
         if (e[i].offset > at)
             return bad(f, e[i].name, err, "%" PRIu64 " bytes before its data belong to no tensor", e[i].offset - at);
         at = e[i].offset + e[i].nbytes; /* both below 2^63 */
@@ -174,7 +174,7 @@ static int parse_metadata(struct tensor_file *f, json_t *metadata, struct err *e
         return err_set(err, "cannot read '%s': its __metadata__ is not a list of keys and values; " DAMAGED, f->path);
     json_object_foreach(metadata, key, value) {
         if (!json_is_string(value))
-            return err_set(err, "cannot read '%s': the metadata of '%s' is not text; " DAMAGED, f->path, key);
+            return err_set(err, "cannot read '%s': the metadata of '%.200s' is not text; " DAMAGED, f->path, key);
         items[i++] = (struct metadata_item){key, json_string_value(value)};
     }
     qsort(items, n, sizeof *items, by_key);
@@ -318,7 +318,7 @@ static int check_utf8(const struct tensor_writer *w, const char *what, const cha
     json_t *j = json_string(s);
 
     if (!j)
-        return err_set(err, "cannot write '%s': %s '%s' is not valid UTF-8", w->path, what, s);
+        return err_set(err, "cannot write '%s': %s '%.200s' is not valid UTF-8", w->path, what, s);
     json_decref(j);
     return 0;
 }

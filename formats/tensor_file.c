@@ -138,10 +138,10 @@ static int make_index(struct tensor_file *f, struct err *err)
         size_t nbytes;
 
         if (!shape_nbytes(&e->shape, e->dtype, &nbytes) || nbytes != e->nbytes)
-            return err_set(err, "cannot read '%s': tensor '%s': shape and bytes do not agree; the file is damaged, get it again",
+            return err_set(err, "cannot read '%s': tensor '%.200s': shape and bytes do not agree; the file is damaged, get it again",
                            f->path, e->name);
         if (e->plain && (e->offset > f->file_size || e->nbytes > f->file_size - e->offset))
-            return err_set(err, "cannot read '%s': tensor '%s' ends past the end of the file; the file is damaged, get it again",
+            return err_set(err, "cannot read '%s': tensor '%.200s' ends past the end of the file; the file is damaged, get it again",
                            f->path, e->name);
         f->by_name[i] = e;
     }
@@ -149,7 +149,7 @@ static int make_index(struct tensor_file *f, struct err *err)
         qsort(f->by_name, f->count, sizeof *f->by_name, by_name);
     for (size_t i = 1; i < f->count; i++)
         if (strcmp(f->by_name[i - 1]->name, f->by_name[i]->name) == 0)
-            return err_set(err, "cannot read '%s': two tensors have the name '%s'; the file is damaged, get it again", f->path,
+            return err_set(err, "cannot read '%s': two tensors have the name '%.200s'; the file is damaged, get it again", f->path,
                            f->by_name[i]->name);
     return 0;
 }
@@ -210,11 +210,11 @@ int tensor_file_read_part(const struct tensor_file *f, const struct tensor_entry
     char what[256];
 
     if (first > e->nbytes || n > e->nbytes - first)
-        return err_set(err, "cannot read '%s': bytes %zu to %zu of tensor '%s' were asked for, it has %zu; please report this",
+        return err_set(err, "cannot read '%s': bytes %zu to %zu of tensor '%.200s' were asked for, it has %zu; please report this",
                        f->path, first, first + n, e->name, e->nbytes);
     if (!e->plain)
         return f->format->read(f, e, first, n, dst, err);
-    snprintf(what, sizeof what, "tensor '%s'", e->name);
+    snprintf(what, sizeof what, "tensor '%.200s'", e->name);
     return tensor_file_pread(f, e->offset + first, dst, n, what, err);
 }
 

@@ -59,7 +59,7 @@ static int check_names(struct tensor_writer *w, struct err *err)
         qsort(sorted, w->n, sizeof *sorted, by_name);
     for (size_t i = 1; i < w->n; i++)
         if (strcmp(sorted[i - 1]->spec.name, sorted[i]->spec.name) == 0) {
-            err_set(err, "cannot write '%s': two tensors have the name '%s'", w->path, sorted[i]->spec.name);
+            err_set(err, "cannot write '%s': two tensors have the name '%.200s'", w->path, sorted[i]->spec.name);
             goto out;
         }
     status = 0;
@@ -87,7 +87,7 @@ static int take_metadata(struct tensor_writer *w, const struct metadata_item *me
     }
     for (size_t i = 1; i < n; i++)
         if (strcmp(items[i - 1].key, items[i].key) == 0)
-            return err_set(err, "cannot write '%s': the metadata has the key '%s' twice", w->path, items[i].key);
+            return err_set(err, "cannot write '%s': the metadata has the key '%.200s' twice", w->path, items[i].key);
     w->metadata = items;
     w->n_metadata = n;
     return 0;
@@ -106,7 +106,7 @@ static int take_specs(struct tensor_writer *w, const struct tensor_spec *specs, 
         s->spec = specs[i];
         w->order[i] = i;
         if (!shape_nbytes(&s->spec.shape, s->spec.dtype, &s->nbytes))
-            return err_set(err, "cannot write '%s': tensor '%s' is larger than any memory", w->path, s->spec.name);
+            return err_set(err, "cannot write '%s': tensor '%.200s' is larger than any memory", w->path, s->spec.name);
     }
     return check_names(w, err);
 }
@@ -147,7 +147,7 @@ static int check_part(const struct tensor_writer *w, size_t i, size_t first, siz
 
     if (first == s->written && n <= s->nbytes - first)
         return 0;
-    return err_set(err, "cannot write '%s': tensor '%s': bytes %zu + %zu came where %zu of %zu were written; please report this",
+    return err_set(err, "cannot write '%s': tensor '%.200s': bytes %zu + %zu came where %zu of %zu were written; please report this",
                    w->path, s->spec.name, first, n, s->written, s->nbytes);
 }
 
@@ -190,7 +190,7 @@ int tensor_writer_copy(struct tensor_writer *w, size_t i, const struct tensor_fi
     struct tensor_slot *s = &w->slot[i];
 
     if (e->nbytes != s->nbytes || e->dtype != s->spec.dtype)
-        return err_set(err, "cannot write '%s': tensor '%s': its source has another type or size; please report this", w->path,
+        return err_set(err, "cannot write '%s': tensor '%.200s': its source has another type or size; please report this", w->path,
                        s->spec.name);
     if (check_part(w, i, 0, e->nbytes, err) != 0)
         return -1;
@@ -213,7 +213,7 @@ int tensor_writer_commit(struct tensor_writer *w, struct err *err)
 
     for (size_t i = 0; i < w->n && status == 0; i++)
         if (w->slot[i].written != w->slot[i].nbytes)
-            status = err_set(err, "cannot write '%s': tensor '%s' has %zu of its %zu bytes; please report this", w->path,
+            status = err_set(err, "cannot write '%s': tensor '%.200s' has %zu of its %zu bytes; please report this", w->path,
                              w->slot[i].spec.name, w->slot[i].written, w->slot[i].nbytes);
     if (status == 0)
         status = w->format->writer->finish(w, err);

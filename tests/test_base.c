@@ -25,6 +25,8 @@ static void test_err(void **state)
     err_usage(&e, "unknown option");
     err_prefix(&e, "lora: ");
     assert_int_equal(e.kind, ERR_USAGE);
+    err_set(&e, "tensor '%s'", "a\033[2J\r\177\xc3\xa9");
+    assert_string_equal(e.msg, "tensor 'a?[2J??\xc3\xa9'");
     memset(big, 'x', sizeof big);
     big[sizeof big - 1] = 0;
     err_set(&e, "%s", big);

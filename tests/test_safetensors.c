@@ -271,6 +271,10 @@ static void test_broken_rules(void **state)
     memset(deep, '[', 100000);
     memcpy(deep, "{\"a\":", 5);
     refuse(deep, 100000, 0, "of its header");
+    memset(deep, 'n', 50000);
+    memcpy(deep, "{\"", 2);
+    memcpy(deep + 50000, "\":1}", 5);
+    refuse(deep, 50004, 0, "nnn': the header does not describe it"); /* the cause is not pushed out by the name */
 }
 
 static void refuse_bytes(const char *name, const char *bytes, size_t n, const char *part)

@@ -11,6 +11,9 @@ static void format(struct err *err, enum err_kind kind, const char *fmt, va_list
         snprintf(err->msg, sizeof err->msg, "unprintable error");
     else if ((size_t)n >= sizeof err->msg)
         memcpy(err->msg + sizeof err->msg - 4, "...", 4);
+    for (char *p = err->msg; *p; p++) /* names come from files: they must not steer the terminal */
+        if (((unsigned char)*p < 0x20 && *p != '\n' && *p != '\t') || *p == 0x7f)
+            *p = '?';
     err->kind = kind;
 }
 

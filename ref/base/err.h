@@ -18,7 +18,7 @@ enum err_kind {
 
 struct err {
     enum err_kind kind;
-    char msg[2048]; /* always terminated; a longer message is cut with "..." */
+    char msg[2048]; /* always terminated; a longer message is cut with "..."; control characters become '?' */
 };
 
 /* Fills err with kind ERR_FAILED and the formatted message. Returns -1, so that `return err_set(err, ...)` is one line. */
