@@ -114,7 +114,30 @@ fuzz:
 help:
 	@sed -n 's/^## //p' Makefile
 
-## install: program, man pages and completion to $(DESTDIR)$(PREFIX)
+# Pages, completions and links come from the program's own tables, so a new command needs nothing here.
+TO := $(DESTDIR)$(PREFIX)
+## install: program, man pages, completion, links of the old names, to $(DESTDIR)$(PREFIX)
+install: $(BIN)
+	install -d $(TO)/bin $(TO)/share/man/man1 $(TO)/share/bash-completion/completions $(TO)/share/zsh/site-functions \
+	  $(TO)/share/fish/vendor_completions.d $(TO)/share/doc/lora
+	install -m 755 $(BIN) $(TO)/bin/lora
+	install -m 644 README.md LICENSE $(TO)/share/doc/lora
+	$(BIN) man > $(TO)/share/man/man1/lora.1
+	$(BIN) help --as names | while read -r name others; do \
+	  $(BIN) man $$name > $(TO)/share/man/man1/lora-$$name.1 || exit 1; \
+	  for other in $$others; do ln -sf lora $(TO)/bin/$$other || exit 1; done; done
+	$(BIN) completion bash > $(TO)/share/bash-completion/completions/lora
+	$(BIN) completion zsh > $(TO)/share/zsh/site-functions/_lora
+	$(BIN) completion fish > $(TO)/share/fish/vendor_completions.d/lora.fish
+
+## uninstall: what install has put there
+uninstall: $(BIN)
+	$(BIN) help --as names | while read -r name others; do \
+	  rm -f $(TO)/share/man/man1/lora-$$name.1; for other in $$others; do rm -f $(TO)/bin/$$other; done; done
+	rm -f $(TO)/bin/lora $(TO)/share/man/man1/lora.1 $(TO)/share/bash-completion/completions/lora \
+	  $(TO)/share/zsh/site-functions/_lora $(TO)/share/fish/vendor_completions.d/lora.fish
+	rm -rf $(TO)/share/doc/lora
+
 ## clean: remove build/
 clean:
 	rm -rf build

@@ -36,7 +36,7 @@ static void bash_values(const struct command *c, const struct option_row *r)
 {
     if (r->type != OPTION_CHOICE && r->type != OPTION_DTYPE)
         return;
-    printf("    %s:--%s) words='", c->name, r->name);
+    printf("        %s:--%s) words='", c->name, r->name);
     if (r->type == OPTION_DTYPE)
         printf("float fp16 bf16");
     else
@@ -53,13 +53,7 @@ static void print_bash(void)
            "    COMPREPLY=()\n"
            "    if [ \"$COMP_CWORD\" = 1 ]; then COMPREPLY=($(compgen -W '");
     put_command_names();
-    printf("' -- \"$cur\")); return; fi\n    case ${COMP_WORDS[1]}:$prev in\n    help:*|man:*) words='");
-    put_command_names();
-    printf("' ;;\n    completion:*) words='bash zsh fish' ;;\n");
-    for (size_t i = 0; i < command_count; i++)
-        each_option(command_table[i], bash_values);
-    printf("    esac\n"
-           "    if [ -n \"$words\" ]; then COMPREPLY=($(compgen -W \"$words\" -- \"$cur\")); return; fi\n"
+    printf("' -- \"$cur\")); return; fi\n"
            "    case $cur in\n"
            "    -*)\n"
            "        case ${COMP_WORDS[1]} in\n");
@@ -68,10 +62,18 @@ static void print_bash(void)
         each_option(command_table[i], put_word);
         printf("' ;;\n");
     }
+    printf("        esac ;;\n"
+           "    *)\n"
+           "        case ${COMP_WORDS[1]}:$prev in\n"
+           "        help:*|man:*) words='");
+    put_command_names();
+    printf("' ;;\n        completion:*) words='bash zsh fish' ;;\n");
+    for (size_t i = 0; i < command_count; i++)
+        each_option(command_table[i], bash_values);
     printf("        esac\n"
-           "        COMPREPLY=($(compgen -W \"$words\" -- \"$cur\")) ;;\n"
-           "    *) compopt -o default ;;\n"
+           "        [ -n \"$words\" ] || { compopt -o default; return; } ;;\n"
            "    esac\n"
+           "    COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n"
            "}\n"
            "complete -F _lora lora\n");
 }

@@ -42,6 +42,8 @@ static json_t *load(const char *path, struct err *err)
         j = toml_parse(text, n, path, err);
     else if (!(j = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e)))
         err_usage(err, "cannot read '%s': line %d: %s; options are JSON, or TOML in a file named .toml", path, e.line, e.text);
+    if (!j)
+        err->kind = ERR_USAGE; /* a file of options is part of the command line */
     free(text);
     return j;
 }

@@ -170,12 +170,46 @@ void command_print_overview(FILE *out)
     fputs("\n'lora help COMMAND' describes a command, with examples.\n", out);
 }
 
+/* For scripts: one command a line, its aliases after it. */
+static void print_names(FILE *out)
+{
+    for (size_t i = 0; i < command_count; i++) {
+        fputs(command_table[i]->name, out);
+        for (const char *const *a = command_table[i]->aliases; a && *a; a++)
+            fprintf(out, " %s", *a);
+        fputc('\n', out);
+    }
+}
+
+/* For the README. */
+static void print_markdown(FILE *out)
+{
+    fputs("| command | what it does | also called |\n|---|---|---|\n", out);
+    for (size_t i = 0; i < command_count; i++) {
+        const struct command *c = command_table[i];
+
+        if (c->flags & COMMAND_HIDDEN)
+            continue;
+        fprintf(out, "| `lora %s` | %s |", c->name, c->summary);
+        for (const char *const *a = c->aliases; a && *a; a++)
+            fprintf(out, " `%s`", *a);
+        fputs(" |\n", out);
+    }
+}
+
 struct help_options {
     const char *command;
+    int as;
 };
+
+static const char *const forms[] = {"names", "markdown", NULL};
 
 static const struct option_row rows[] = {
     {OPTION(struct help_options, command), .arg = "COMMAND", .flags = OPTION_POSITIONAL, .help = "the command to describe"},
+    {OPTION(struct help_options, as),
+     .choices = forms,
+     .flags = OPTION_ADVANCED,
+     .help = "print the list of commands as bare names, or as the table of the README"},
     {0},
 };
 
@@ -185,14 +219,16 @@ static int run(const struct command_run *r, void *options, struct err *err)
     const struct command *c;
 
     (void)r;
-    if (!o->command) {
+    if (o->as == 0)
+        print_names(stdout);
+    else if (o->as == 1)
+        print_markdown(stdout);
+    else if (!o->command)
         command_print_overview(stdout);
-        return 0;
-    }
-    c = command_find(o->command);
-    if (!c)
+    else if ((c = command_find(o->command)))
+        command_print_help(c, stdout);
+    else
         return err_usage(err, "there is no command '%s'; 'lora help' lists them", o->command);
-    command_print_help(c, stdout);
     return 0;
 }
 

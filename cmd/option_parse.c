@@ -44,7 +44,7 @@ static size_t distance(const char *a, const char *b)
 
 const char *option_nearest(const char *word, const char *const *words, size_t n)
 {
-    size_t len = strlen(word), best = (len < 4 ? 1 : len < 7 ? 2 : len / 3 + 1);
+    size_t len = strlen(word), best = len < 6 ? 1 : len / 3;
     const char *found = NULL;
 
     for (size_t i = 0; i < n; i++) {
