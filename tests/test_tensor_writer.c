@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #include "formats/tensor_writer.h"
 #include "ref/base/thread.h"
@@ -177,6 +178,100 @@ static void test_cut_while_open(void **state)
     assert_int_equal(scratch_count(folder), 1);
 }
 
+/* ---- A format of the test's own: tensors in reverse, then the CRC-32 of each. */
+
+static int closed, fail_layout, fail_finish;
+
+static int crc_layout(struct tensor_writer *w, struct err *err)
+{
+    w->total = 3;
+    for (size_t k = 0; k < w->n; k++) {
+        w->order[k] = w->n - 1 - k;
+        w->slot[w->order[k]].offset = w->total;
+        w->total += w->slot[w->order[k]].nbytes;
+    }
+    w->total += 4 * w->n;
+    return fail_layout ? err_set(err, "no layout; wait") : 0;
+}
+
+static int crc_finish(struct tensor_writer *w, struct err *err)
+{
+    for (size_t i = 0; i < w->n; i++)
+        if (output_write_at(w->out, w->total - 4 * (w->n - i), &w->slot[i].crc, 4, err) != 0)
+            return -1;
+    return fail_finish ? err_set(err, "no finish; wait") : output_write_at(w->out, 0, "crc", 3, err);
+}
+
+static void crc_close(struct tensor_writer *w)
+{
+    (void)w;
+    closed++;
+}
+
+static const struct tensor_writer_ops crc_ops = {true, crc_layout, crc_finish, crc_close};
+static const struct tensor_format crc_format = {.name = "crc", .writer = &crc_ops};
+
+static int write_crc(const char *path, const unsigned char *data, size_t n, const struct tensor_file *from, struct err *err)
+{
+    struct tensor_spec specs[3] = {
+        {"a", DT_U8, shape_of(1, (int)n)}, {"b", DT_U8, shape_of(1, (int)n)}, {"c", DT_U8, shape_of(1, (int)n)}};
+    struct tensor_writer *w;
+
+    if (tensor_writer_open(&w, path, &crc_format, specs, 3, NULL, 0, err) != 0)
+        return -1;
+    if (tensor_writer_put(w, 0, data, err) != 0 || tensor_writer_copy(w, 1, from, &from->entries[0], err) != 0 ||
+        tensor_writer_put_part(w, 2, 0, 1, data, err) != 0 || tensor_writer_put_part(w, 2, 1, n - 1, data + 1, err) != 0) {
+        tensor_writer_abort(w);
+        return -1;
+    }
+    return tensor_writer_commit(w, err);
+}
+
+static void test_crc(void **state)
+{
+    enum { N = 1500000 };
+    const char *path = scratch_path(folder, "x.crc"), *source = scratch_path(folder, "x.safetensors");
+    struct tensor_spec spec = {"a", DT_U8, shape_of(1, N)};
+    unsigned char *data = malloc(N), *got;
+    struct tensor_writer *w;
+    struct tensor_file *from;
+    struct err err = {0};
+    uint32_t crc[3], want;
+    size_t n;
+
+    (void)state;
+    for (size_t i = 0; i < N; i++)
+        data[i] = (unsigned char)(i * 2654435761u >> 11);
+    want = (uint32_t)crc32_z(0, data, N);
+    assert_int_equal(tensor_writer_open(&w, source, NULL, &spec, 1, NULL, 0, &err), 0);
+    assert_int_equal(tensor_writer_put(w, 0, data, &err), 0);
+    assert_int_equal(tensor_writer_commit(w, &err), 0);
+    assert_int_equal(tensor_file_open(&from, source, &err), 0);
+    assert_int_equal(write_crc(path, data, N, from, &err), 0);
+    assert_int_equal(closed, 1);
+    got = scratch_read(path, &n);
+    assert_int_equal(n, 3 + 3 * N + 12);
+    assert_memory_equal(got, "crc", 3);
+    for (size_t i = 0; i < 3; i++)
+        assert_memory_equal(got + 3 + i * N, data, N);
+    memcpy(crc, got + 3 + 3 * N, 12);
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(crc[i], want);
+    fail_layout = 1;
+    assert_int_equal(write_crc(path, data, N, from, &err), -1);
+    expect_error(&err, "no layout");
+    fail_layout = 0;
+    fail_finish = 1;
+    assert_int_equal(write_crc(path, data, N, from, &err), -1);
+    expect_error(&err, "no finish");
+    fail_finish = 0;
+    assert_int_equal(closed, 3);
+    assert_int_equal(scratch_count(folder), 2); /* the source and the first result, whole */
+    tensor_file_close(from);
+    free(got);
+    free(data);
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -200,6 +295,7 @@ int main(void)
         TEST(test_writer_refuses),
         TEST(test_output_is_input),
         TEST(test_cut_while_open),
+        TEST(test_crc),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,4 @@
-/* Any bytes as a safetensors file: refused with a message, or every tensor can be read and the file written again. */
+/* Any bytes as a safetensors file: refused with a message, or every promise of the reader holds and every tensor can be read. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
