@@ -99,6 +99,9 @@ bool pickle_is(const struct pickle_value *v, const char *s);
 /* The value of the last string key `key` of a dictionary, or NULL (also when dict is no dictionary). */
 const struct pickle_value *pickle_get(const struct pickle_value *dict, const char *key);
 
+/* True when s [n] is valid UTF-8. */
+bool pickle_is_utf8(const unsigned char *s, size_t n);
+
 /* Writes text [n] into buf for a message: unprintable bytes become '?', what does not fit becomes "...". Returns buf. */
 const char *pickle_quote(const char *text, size_t n, char *buf, size_t size);
 

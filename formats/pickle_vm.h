@@ -34,8 +34,6 @@ const unsigned char *pickle_take(struct vm *vm, uint64_t n, struct err *err);
 int pickle_take_number(struct vm *vm, unsigned bytes, uint64_t *out, struct err *err);
 int pickle_take_line(struct vm *vm, const char **s, size_t *n, struct err *err);
 
-bool pickle_is_utf8(const unsigned char *s, size_t n);
-
 /* Counts n more values towards PICKLE_MAX_VALUES; pickle_new() counts its own. */
 int pickle_count(struct vm *vm, size_t n, struct err *err);
 struct pickle_value *pickle_new(struct vm *vm, enum pickle_kind kind, struct err *err);

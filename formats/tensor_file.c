@@ -15,6 +15,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "plain entries are use
 /* Rows whose marks are sure come first. */
 const struct tensor_format *const tensor_formats[] = {
     &format_safetensors,
+    &format_torch_zip,
+    &format_torch_legacy,
     NULL,
 };
 

@@ -63,7 +63,7 @@ struct tensor_format {
     const struct tensor_writer_ops *writer;
 };
 
-extern const struct tensor_format format_safetensors;
+extern const struct tensor_format format_safetensors, format_torch_zip, format_torch_legacy;
 extern const struct tensor_format *const tensor_formats[]; /* all rows, NULL-terminated */
 
 /* The row that writes paths with this ending (".safetensors"; case does not matter), or NULL. */

@@ -1,0 +1,556 @@
+/* torch's files: against what torch itself wrote, and against everything that must be refused */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+
+#include "formats/tensor_writer.h"
+#include "formats/torch_state.h"
+#include "tests/lib/scratch.h"
+
+static const char *folder;
+
+static struct tensor_file *open_golden(const char *name, const char *suffix)
+{
+    struct err err = {0};
+    struct tensor_file *f;
+    char path[256];
+
+    snprintf(path, sizeof path, "golden/torch/%.*s%s", (int)strcspn(name, "."), name, suffix ? suffix : strchr(name, '.'));
+    if (tensor_file_open(&f, path, &err) != 0)
+        fail_msg("%s", err.msg);
+    return f;
+}
+
+/* Entry e of f has type, shape and bytes of the oracle's, read whole and in parts of 7 bytes. */
+static void same_tensor(const struct tensor_file *f, const struct tensor_entry *e, const struct tensor_file *oracle,
+                        const struct tensor_entry *want)
+{
+    unsigned char *a = malloc(e->nbytes + 1), *b = malloc(e->nbytes + 1), *c = malloc(e->nbytes + 1);
+    struct err err = {0};
+
+    assert_non_null(want);
+    assert_int_equal(e->dtype, want->dtype);
+    assert_true(shape_equal(&e->shape, &want->shape));
+    assert_int_equal(e->nbytes, want->nbytes);
+    assert_int_equal(tensor_file_read(oracle, want, b, &err), 0);
+    if (tensor_file_read(f, e, a, &err) != 0)
+        fail_msg("%s", err.msg);
+    assert_memory_equal(a, b, e->nbytes);
+    for (size_t at = 0, n; at < e->nbytes; at += n) {
+        n = e->nbytes - at < 7 ? e->nbytes - at : 7;
+        if (tensor_file_read_part(f, e, at, n, c + at, &err) != 0)
+            fail_msg("%s", err.msg);
+    }
+    assert_memory_equal(c, b, e->nbytes);
+    free(a);
+    free(b);
+    free(c);
+}
+
+static void test_golden(void **state)
+{
+    static const char *const files[] = {
+        "types.pt",  "legacy_types.pt",  "protocol3.pt", "protocol4.pt",  "protocol5.pt",
+        "views.pt",  "legacy_views.bin", "list.pt",      "lightning.ckpt", "legacy_lightning.ckpt",
+        "nested.pt", "wrapped.pth",      "bare.pt",      "no_crc.pt",     "big_endian.pt",
+        "deflated.ckpt", "prefixed.ckpt"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        struct tensor_file *f = open_golden(files[i], NULL), *oracle = open_golden(files[i], ".safetensors");
+
+        assert_string_equal(f->format->name, strncmp(files[i], "legacy", 6) == 0 ? "torch legacy" : "torch zip");
+        if (f->count != oracle->count)
+            fail_msg("%s: %zu tensors, expected %zu", files[i], f->count, oracle->count);
+        for (size_t k = 0; k < f->count; k++) {
+            same_tensor(f, &f->entries[k], oracle, tensor_file_find(oracle, f->entries[k].name));
+            if (k > 0 && f->entries[k].plain && f->entries[k - 1].plain)
+                assert_true(f->entries[k].offset >= f->entries[k - 1].offset);
+        }
+        tensor_file_close(f);
+        tensor_file_close(oracle);
+    }
+}
+
+static void test_plain(void **state)
+{
+    static const struct {
+        const char *file, *name;
+        bool plain;
+    } cases[] = {
+        {"views.pt", "whole", true},        {"views.pt", "rows", true},           {"views.pt", "one", true},
+        {"views.pt", "ones", true},         {"views.pt", "none", true},           {"views.pt", "columns", false},
+        {"views.pt", "transposed", false},  {"views.pt", "expanded", false},      {"legacy_views.bin", "rows", true},
+        {"legacy_views.bin", "permuted", false}, {"deflated.ckpt", "whole", false}, {"big_endian.pt", "float32", false},
+        {"big_endian.pt", "uint8", true},   {"big_endian.pt", "bool", true},      {"prefixed.ckpt", "0.weight", true},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct tensor_file *f = open_golden(cases[i].file, NULL);
+        const struct tensor_entry *e = tensor_file_find(f, cases[i].name);
+
+        assert_non_null(e);
+        if (e->plain != cases[i].plain)
+            fail_msg("%s: %s: plain is %d", cases[i].file, cases[i].name, e->plain);
+        tensor_file_close(f);
+    }
+}
+
+static void test_metadata(void **state)
+{
+    struct tensor_file *f = open_golden("lightning.ckpt", NULL);
+
+    (void)state;
+    assert_string_equal(tensor_file_metadata(f, TORCH_META_ROOT), "state_dict");
+    assert_string_equal(tensor_file_metadata(f, TORCH_META_EPOCH), "7");
+    assert_string_equal(tensor_file_metadata(f, TORCH_META_STEP), "470000");
+    tensor_file_close(f);
+    f = open_golden("types.pt", NULL);
+    assert_null(tensor_file_metadata(f, TORCH_META_ROOT));
+    assert_int_equal(f->metadata_count, 0);
+    tensor_file_close(f);
+}
+
+/* ---- The writer, against torch's pickles */
+
+/* Writes all of a golden safetensors file to path; the tensors from the last to the first, in parts. */
+static void write_like(const struct tensor_file *from, const char *path, const struct metadata_item *metadata, size_t n)
+{
+    struct tensor_spec *specs = calloc(from->count, sizeof *specs);
+    struct tensor_writer *w;
+    struct err err = {0};
+
+    for (size_t i = 0; i < from->count; i++)
+        specs[i] = (struct tensor_spec){from->entries[i].name, from->entries[i].dtype, from->entries[i].shape};
+    if (tensor_writer_open(&w, path, NULL, specs, from->count, metadata, n, &err) != 0)
+        fail_msg("%s", err.msg);
+    for (size_t i = from->count; i-- > 0;)
+        if (tensor_writer_copy(w, i, from, &from->entries[i], &err) != 0)
+            fail_msg("%s", err.msg);
+    if (tensor_writer_commit(w, &err) != 0)
+        fail_msg("%s", err.msg);
+    free(specs);
+}
+
+static void check_written(const char *source, const struct metadata_item *metadata, size_t n, const char *pickle)
+{
+    struct tensor_file *oracle = open_golden(source, ".safetensors"), *f;
+    const char *path = scratch_path(folder, "out.ckpt"), *again = scratch_path(folder, "again.ckpt");
+    struct err err = {0};
+    unsigned char *got, *want, *second;
+    char golden[128];
+    size_t n_got, n_want, n_second;
+
+    write_like(oracle, path, metadata, n);
+    write_like(oracle, again, metadata, n);
+    got = scratch_read(path, &n_got);
+    second = scratch_read(again, &n_second);
+    assert_int_equal(n_got, n_second);
+    assert_memory_equal(got, second, n_got);
+    snprintf(golden, sizeof golden, "golden/torch/%s", pickle);
+    want = scratch_read(golden, &n_want);
+    assert_true(n_got > 64 + n_want);
+    assert_memory_equal(got + 64, want, n_want); /* data.pkl is the first entry; its data begins at 64 */
+    if (tensor_file_open(&f, path, &err) != 0)
+        fail_msg("%s", err.msg);
+    assert_int_equal(f->count, oracle->count);
+    for (size_t i = 0; i < f->count; i++) {
+        assert_true(f->entries[i].plain);
+        assert_int_equal(f->entries[i].offset % 64, 0);
+        assert_string_equal(f->entries[i].name, oracle->entries[i].name);
+        same_tensor(f, &f->entries[i], oracle, &oracle->entries[i]);
+    }
+    tensor_file_close(f);
+    tensor_file_close(oracle);
+    free(got);
+    free(want);
+    free(second);
+}
+
+static void test_writer(void **state)
+{
+    static const struct metadata_item root[] = {
+        {"ss_unused", "x"}, {TORCH_META_STEP, "470000"}, {TORCH_META_ROOT, "state_dict"}, {TORCH_META_EPOCH, "3"}};
+    static const struct metadata_item model[] = {{TORCH_META_ROOT, "model"}};
+
+    (void)state;
+    check_written("writer", NULL, 0, "writer_flat.pkl");
+    check_written("writer", root, 4, "writer_root.pkl");
+    check_written("writer_one", NULL, 0, "writer_one.pkl");
+    check_written("writer_one", model, 1, "writer_root_one.pkl");
+}
+
+/* ---- Archives made by hand */
+
+struct maker {
+    unsigned char *data;
+    size_t n;
+    unsigned char rows[4096];
+    size_t n_rows, count;
+};
+
+static void put(struct maker *m, const void *data, size_t n)
+{
+    m->data = realloc(m->data, m->n + n + 1);
+    assert_non_null(m->data);
+    memcpy(m->data + m->n, data, n);
+    m->n += n;
+}
+
+static void le(unsigned char *p, uint64_t v, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        p[i] = (unsigned char)(v >> (8 * i));
+}
+
+/* Adds an entry of n stored (or packed: method 8) bytes that claims to be of `size`. */
+static void add(struct maker *m, const char *name, const void *data, size_t n, unsigned method, uint64_t size)
+{
+    unsigned char local[30] = "PK\3\4", row[46] = "PK\1\2";
+    size_t n_name = strlen(name);
+
+    le(local + 8, method, 2);
+    le(local + 26, n_name, 2);
+    le(row + 10, method, 2);
+    le(row + 16, crc32_z(0, data, n), 4);
+    le(row + 20, n, 4);
+    le(row + 24, size, 4);
+    le(row + 28, n_name, 2);
+    le(row + 42, m->n, 4);
+    put(m, local, 30);
+    put(m, name, n_name);
+    put(m, data, n);
+    memcpy(m->rows + m->n_rows, row, 46);
+    memcpy(m->rows + m->n_rows + 46, name, n_name);
+    m->n_rows += 46 + n_name;
+    m->count++;
+}
+
+static void end(struct maker *m)
+{
+    unsigned char tail[22] = "PK\5\6";
+
+    le(tail + 8, m->count, 2);
+    le(tail + 10, m->count, 2);
+    le(tail + 12, m->n_rows, 4);
+    le(tail + 16, m->n, 4);
+    put(m, m->rows, m->n_rows);
+    put(m, tail, 22);
+}
+
+/* Writes m and opens it: it must be refused with these words (NULL: accepted). Frees m. */
+static void expect(struct maker *m, const char *words)
+{
+    const char *path = scratch_path(folder, "made.ckpt");
+    struct tensor_file *f = NULL;
+    struct err err = {0};
+    int status;
+
+    scratch_write(path, m->data, m->n);
+    status = tensor_file_open(&f, path, &err);
+    if (words && status == 0)
+        fail_msg("accepted, expected: %s", words);
+    if (words && !strstr(err.msg, words))
+        fail_msg("expected '%s' in: %s", words, err.msg);
+    if (words && (!strstr(err.msg, "made.ckpt") || !strstr(err.msg, "; ")))
+        fail_msg("names no file or no next step: %s", err.msg);
+    if (!words && status != 0)
+        fail_msg("%s", err.msg);
+    tensor_file_close(f);
+    free(m->data);
+    *m = (struct maker){0};
+}
+
+/* {'w': tensor} with these words of pickle for class, elements, offset, size and stride */
+static size_t tensor_pickle(char *p, const char *class, const char *numel, const char *offset, const char *size, const char *stride)
+{
+    return (size_t)sprintf(p, "\x80\x02}X%c%c%c%cwctorch._utils\n_rebuild_tensor_v2\n((X%c%c%c%cstoragec%s\nX%c%c%c%c0X%c%c%c%ccpu%stQ"
+                              "%s%s%s\x89" "ccollections\nOrderedDict\n)RtRs.", 1, 0, 0, 0, 7, 0, 0, 0, class, 1, 0, 0, 0, 3, 0, 0,
+                           0, numel, offset, size, stride);
+}
+
+static void expect_tensor(const char *class, const char *numel, const char *offset, const char *size, const char *stride,
+                          const char *words)
+{
+    static const unsigned char storage[16];
+    struct maker m = {0};
+    char p[512];
+    size_t n = tensor_pickle(p, class, numel, offset, size, stride);
+
+    add(&m, "a/data.pkl", p, n, 0, n);
+    add(&m, "a/data/0", storage, 16, 0, 16);
+    end(&m);
+    expect(&m, words);
+}
+
+/* 4 floats in the storage */
+static void test_views_refused(void **state)
+{
+    const char *f = "torch\nFloatStorage";
+
+    (void)state;
+    expect_tensor(f, "I4\n", "I0\n", "(I2\nI2\nt", "(I2\nI1\nt", NULL);
+    expect_tensor(f, "I4\n", "I2\n", "(I2\nt", "(I1\nt", NULL);
+    expect_tensor(f, "I4\n", "I4\n", "(I0\nt", "(I1\nt", NULL);
+    expect_tensor(f, "I4\n", "I3\n", "(I2\nt", "(I1\nt", "tensor 'w': it reaches beyond its storage");
+    expect_tensor(f, "I4\n", "I0\n", "(I5\nt", "(I1\nt", "tensor 'w': it reaches beyond its storage");
+    expect_tensor(f, "I4\n", "I0\n", "(I2\nI2\nt", "(I3\nI1\nt", "tensor 'w': it reaches beyond its storage");
+    expect_tensor(f, "I4\n", "I-1\n", "(I2\nt", "(I1\nt", "tensor 'w': its size, stride or offset is impossible");
+    expect_tensor(f, "I4\n", "I3\n", "(I2\nt", "(I-1\nt", "tensor 'w': its size, stride or offset is impossible");
+    expect_tensor(f, "I4\n", "I0\n", "(I-2\nt", "(I1\nt", "tensor 'w': its size, stride or offset is impossible");
+    expect_tensor(f, "I4\n", "I0\n", "(I2\nt", "(I1\nI1\nt", "tensor 'w': its size, stride or offset is impossible");
+    expect_tensor(f, "I4\n", "I0\n", "(I1\nI1\nI1\nI1\nI1\nI1\nI1\nI1\nI1\nt", "(I1\nI1\nI1\nI1\nI1\nI1\nI1\nI1\nI1\nt", "impossible");
+    expect_tensor(f, "I4\n", "I0\n", "(I9223372036854775807\nI4\nt", "(I0\nI0\nt", "larger than any memory");
+    expect_tensor(f, "I4\n", "I0\n", "(I2\nI2\nt", "(I9223372036854775807\nI1\nt", "reaches beyond its storage");
+    expect_tensor(f, "I4\n", "I9223372036854775807\n", "(I1\nt", "(I1\nt", "reaches beyond its storage");
+    expect_tensor(f, "I4\n", "I0\n", "(I1000000\nI1000\nt", "(I0\nI0\nt", "strides of 0 make it larger than the whole file");
+    expect_tensor(f, "I5\n", "I0\n", "(I2\nt", "(I1\nt", "its storage has 16 of the 20 bytes");
+    expect_tensor(f, "I9223372036854775807\n", "I0\n", "(I2\nt", "(I1\nt", "its storage is not described");
+    expect_tensor(f, "I-4\n", "I0\n", "(I2\nt", "(I1\nt", "its storage is not described");
+    expect_tensor("torch\nQInt8Storage", "I4\n", "I0\n", "(I2\nt", "(I1\nt", "tensor 'w': its elements are of a type that is not known");
+    expect_tensor("torch\nWeirdStorage", "I4\n", "I0\n", "(I2\nt", "(I1\nt", "its storage is not described");
+    expect_tensor("os\nsystem", "I4\n", "I0\n", "(I2\nt", "(I1\nt", "its storage is not described");
+}
+
+/* One archive with a harmless pickle, changed at one place */
+static struct maker archive(const char *pickle, size_t n)
+{
+    struct maker m = {0};
+
+    add(&m, "a/data.pkl", pickle, n, 0, n);
+    add(&m, "a/data/0", "0123456789abcdef", 16, 0, 16);
+    return m;
+}
+
+static void test_archives_refused(void **state)
+{
+    static const unsigned char packed[] = {0x63, 0x60, 0x60, 0x60, 0x00, 0x00}; /* deflate of four zero bytes */
+    static const char *const evil = "cos\nsystem\nX\x04\0\0\0true\x85R.";
+    char p[512];
+    size_t n = tensor_pickle(p, "torch\nFloatStorage", "I4\n", "I0\n", "(I4\nt", "(I1\nt");
+    struct maker m = archive(p, n);
+
+    (void)state;
+    end(&m);
+    expect(&m, NULL);
+    m = archive(evil, 26);
+    end(&m);
+    expect(&m, "pickle wants to call 'os.system'; this is not a plain checkpoint and nothing of it was executed");
+    m = archive(p, n);
+    add(&m, "a/data/0", "x", 1, 0, 1);
+    end(&m);
+    expect(&m, "'a/data/0' is there twice");
+    m = archive(p, n);
+    add(&m, "b/data.pkl", p, n, 0, n);
+    end(&m);
+    expect(&m, "several data.pkl");
+    m = archive(p, n);
+    add(&m, "a/constants.pkl", p, n, 0, n);
+    end(&m);
+    expect(&m, "TorchScript program");
+    m = archive(p, n);
+    add(&m, "a/byteorder", "middle", 6, 0, 6);
+    end(&m);
+    expect(&m, "neither 'little' nor 'big'");
+    m = archive(p, n);
+    add(&m, "a/x\ny", "", 0, 0, 0);
+    end(&m);
+    expect(&m, "control characters");
+    add(&m, "a/notes.txt", p, n, 0, n);
+    end(&m);
+    expect(&m, "there is no data.pkl");
+    add(&m, "a/data.pkl", p, n, 0, n);
+    end(&m);
+    expect(&m, "tensor 'w': its storage '0' is not in the archive");
+    add(&m, "data.pkl", "N.", 2, 0, 2);
+    end(&m);
+    expect(&m, "holds no tensors");
+    add(&m, "a/data.pkl", p, n - 1, 0, n - 1);
+    end(&m);
+    expect(&m, "ends in its middle");
+    m = archive(p, n);
+    m.rows[8] = 1;
+    end(&m);
+    expect(&m, "encrypted");
+    m = archive(p, n);
+    le(m.rows + 10, 12, 2);
+    end(&m);
+    expect(&m, "packed with method 12");
+    m = archive(p, n);
+    le(m.rows + 16, 1, 4);
+    end(&m);
+    expect(&m, "does not match its checksum");
+    m = archive(p, n);
+    le(m.rows + 20, 1 << 20, 4);
+    le(m.rows + 24, 1 << 20, 4);
+    end(&m);
+    expect(&m, "ends past the end of the archive");
+    m = archive(p, n);
+    le(m.rows + 20, n + 20, 4);
+    le(m.rows + 24, n + 20, 4);
+    end(&m);
+    expect(&m, "shares bytes with another");
+    m = archive(p, n);
+    m.data[30] = 'b';
+    end(&m);
+    expect(&m, "differs from its row");
+    m = archive(p, n);
+    le(m.rows + 42, 1 << 30, 4);
+    end(&m);
+    expect(&m, "outside of the archive");
+    add(&m, "a/data.pkl", packed, sizeof packed, 8, 1 << 30);
+    end(&m);
+    expect(&m, "impossible size"); /* a bomb */
+    add(&m, "a/data.pkl", packed, sizeof packed, 8, 6000);
+    end(&m);
+    expect(&m, "cannot be inflated");
+    add(&m, "a/data.pkl", packed, sizeof packed, 8, 3);
+    end(&m);
+    expect(&m, "cannot be inflated");
+    add(&m, "a/data.pkl", packed, sizeof packed, 8, 4);
+    end(&m);
+    expect(&m, "does not match its checksum");
+    m = archive(p, n);
+    end(&m);
+    le(m.data + m.n - 6, m.n, 4);
+    expect(&m, "outside of the file");
+    m = archive(p, n);
+    end(&m);
+    le(m.data + m.n - 12, 3, 2);
+    expect(&m, "spans several disks");
+    m = archive(p, n);
+    end(&m);
+    put(&m, "x", 1);
+    expect(&m, "cut short");
+}
+
+/* Every golden file of both kinds, cut at every byte: an error that names the file, or (legacy, at the end of a storage that
+ * nobody misses) the same tensors. */
+static void test_truncated(void **state)
+{
+    static const char *const files[] = {"golden/torch/bare.pt", "golden/torch/deflated.ckpt", "golden/torch/legacy_views.bin",
+                                        "golden/torch/legacy_lightning.ckpt"};
+    const char *path = scratch_path(folder, "cut.bin");
+
+    (void)state;
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        size_t n;
+        unsigned char *data = scratch_read(files[i], &n);
+
+        for (size_t cut = 0; cut < n; cut++) {
+            struct tensor_file *f = NULL;
+            struct err err = {0};
+
+            scratch_write(path, data, cut);
+            assert_int_equal(tensor_file_open(&f, path, &err), -1);
+            if (!strstr(err.msg, "cut.bin"))
+                fail_msg("cut at %zu: %s", cut, err.msg);
+            tensor_file_close(f);
+        }
+        free(data);
+    }
+}
+
+/* Every byte of small files changed: whatever opens can also be read. */
+static void test_flipped(void **state)
+{
+    static const char *const files[] = {"golden/torch/bare.pt", "golden/torch/deflated.ckpt", "golden/torch/legacy_views.bin"};
+    const char *path = scratch_path(folder, "flip.bin");
+
+    (void)state;
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        size_t n;
+        unsigned char *data = scratch_read(files[i], &n);
+
+        for (size_t at = 0; at < n; at++) {
+            struct tensor_file *f = NULL;
+            struct err err = {0};
+
+            data[at] ^= (unsigned char)(1 + at % 255);
+            scratch_write(path, data, n);
+            data[at] ^= (unsigned char)(1 + at % 255);
+            if (tensor_file_open(&f, path, &err) != 0) {
+                assert_int_equal(err.kind, ERR_FAILED);
+                continue;
+            }
+            for (size_t k = 0; k < f->count; k++) {
+                void *dst = malloc(f->entries[k].nbytes + 1);
+
+                (void)tensor_file_read(f, &f->entries[k], dst, &err); /* a checksum may be wrong */
+                free(dst);
+            }
+            tensor_file_close(f);
+        }
+        free(data);
+    }
+}
+
+static void expect_file(const char *name, const void *data, size_t n, const char *words)
+{
+    const char *path = scratch_path(folder, name);
+    struct tensor_file *f = NULL;
+    struct err err = {0};
+
+    scratch_write(path, data, n);
+    assert_int_equal(tensor_file_open(&f, path, &err), -1);
+    if (!strstr(err.msg, words) || !strstr(err.msg, name))
+        fail_msg("expected '%s' in: %s", words, err.msg);
+}
+
+static void test_legacy_refused(void **state)
+{
+    static const char plain[] = "\x80\x04}.", evil[] = "\x80\x02" "cos\nsystem\nX\x04\0\0\0true\x85R.";
+    static const char magic[] = "\x80\x02\x8a\x0al\xfc\x9c" "F\xf9 j\xa8P\x19.";
+    char tar[600] = "storages", data[512];
+    size_t n = sizeof magic - 1;
+    struct err err = {0};
+    struct tensor_file *f;
+
+    (void)state;
+    expect_file("plain.pkl", plain, sizeof plain - 1, "not one that torch.save() wrote");
+    expect_file("evil.pt", evil, sizeof evil - 1, "call 'os.system'");
+    expect_file("old.tar", tar, sizeof tar, "tar archive of torch before 0.2");
+    memcpy(data, magic, n);
+    memcpy(data + n, "\x80\x02M\xea\x03.", 6);
+    expect_file("version.pt", data, n + 6, "unknown version");
+    memcpy(data + n, "\x80\x02M\xe9\x03.}.", 8);
+    memcpy(data + n + 8, evil, sizeof evil - 1);
+    expect_file("legacy_evil.pt", data, n + 8 + sizeof evil - 1, "call 'os.system'");
+    assert_int_equal(tensor_file_open(&f, "golden/torch/complex.pt", &err), -1);
+    assert_non_null(strstr(err.msg, "tensor 'z': its elements are of a type that is not known here"));
+}
+
+static int make_folder(void **state)
+{
+    (void)state;
+    folder = scratch_new();
+    return 0;
+}
+
+static int remove_folder(void **state)
+{
+    (void)state;
+    scratch_remove(folder);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_golden),           cmocka_unit_test(test_plain),     cmocka_unit_test(test_metadata),
+        cmocka_unit_test(test_writer),           cmocka_unit_test(test_views_refused),
+        cmocka_unit_test(test_archives_refused), cmocka_unit_test(test_truncated), cmocka_unit_test(test_flipped),
+        cmocka_unit_test(test_legacy_refused),
+    };
+
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
