@@ -84,7 +84,11 @@ void svd_gram(const struct svd_matrix *a, float *g)
 
     cblas_ssyrk(CblasRowMajor, CblasLower, a->flipped ? CblasNoTrans : CblasTrans, (int)n, (int)a->rows, 1, a->d,
                 (int)(a->flipped ? a->rows : a->cols), 0, g, (int)n);
-    for (size_t i0 = 0; i0 < n; i0 += 32) /* mirrored in tiles: columns are far apart */
+}
+
+void svd_mirror(float *g, size_t n)
+{
+    for (size_t i0 = 0; i0 < n; i0 += 32) /* in tiles: columns are far apart */
         for (size_t j0 = 0; j0 <= i0; j0 += 32)
             for (size_t i = i0; i < n && i < i0 + 32; i++)
                 for (size_t j = j0; j < i && j < j0 + 32; j++)

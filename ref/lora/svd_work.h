@@ -45,7 +45,8 @@ void svd_times_transposed(const struct svd_matrix *a, const float *y, size_t s, 
 /* z [s, cols] = A' A x, reading A once; panel [s * SVD_PANEL] is scratch */
 #define SVD_PANEL 256
 void svd_times_gram(const struct svd_matrix *a, const float *x, size_t s, float *panel, float *z);
-void svd_gram(const struct svd_matrix *a, float *g); /* g [cols, cols]: A' A, both triangles */
+void svd_gram(const struct svd_matrix *a, float *g); /* g [cols, cols]: A' A, lower triangle */
+void svd_mirror(float *g, size_t n);                 /* upper triangle from the lower one */
 void svd_subtract(const struct svd_matrix *a, const float *y, const float *v, size_t s); /* A -= sum of y_i v_i' */
 
 /* A block Krylov space of a symmetric operator: orthonormal rows q [dim, n], T = q G q' and the block that follows, with
@@ -80,8 +81,21 @@ struct svd_level {
     enum svd_method method;
 };
 
+#define SVD_EPS 5.96e-8 /* half an ulp of 1 in f32 */
+
+/* l's kept, usable, next from Ritz values (ascending, [d]) */
+void svd_level_keep(struct svd_level *l, const float *values, size_t d, size_t k);
+
+/* How much of l->kept + excess is allowed to be excess for the tolerance, after rounding took its part; <= 0: too coarse */
+double svd_level_allowance(const struct svd_level *l, size_t cols, size_t k, double tolerance);
+
 /* What rounding may add to any sum of k eigenvalues of A'A that was computed in f32, over total. */
 double svd_rounding(size_t cols, size_t k);
+
+/* Tries to prove that the Ritz values (ascending) are good enough: excess <= allowed. On success l is filled and v [k, n]
+ * holds the Ritz vectors. g [n, n]: the operator, both triangles. Returns -1 only on errors; the answer is l->proved. */
+int svd_prove(struct svd *w, const struct svd_krylov *kr, const float *g, const float *values, const float *vectors, size_t k,
+              double allowed, float *v, struct svd_level *l, struct err *err);
 
 int svd_sketch(struct svd *w, const struct svd_matrix *a, size_t k, double tolerance, uint64_t seed, float *v,
                struct svd_level *l, struct err *err);
