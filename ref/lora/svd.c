@@ -57,6 +57,14 @@ struct run {
     struct svd_info info;
 };
 
+/* What went off left its own rounding in the rest, which an optimal answer would not have */
+static double less_rounding(const struct run *r, double least)
+{
+    double e = sqrt(fmax(least, 0)) - (r->info.levels > 0 ? SVD_FLOOR * sqrt(r->total) : 0);
+
+    return e > 0 ? e * e : 0;
+}
+
 static int by_lapack(struct run *r, struct err *err)
 {
     int levels = r->info.levels;
@@ -67,6 +75,7 @@ static int by_lapack(struct run *r, struct err *err)
         return -1;
     r->info.levels = levels;
     r->info.total = total;
+    r->info.least = less_rounding(r, r->info.least);
     r->done = r->k;
     return 0;
 }
@@ -101,33 +110,59 @@ static bool settle(struct run *r, const struct svd_level *l, double kept, size_t
     }
     most = l->kept + l->excess + (k ? svd_rounding(r->a.cols, k) * l->total : 0) + gain;
     r->info.error = fmax(l->total - kept, 0);
-    r->info.least = fmax(l->total - most, 0);
+    r->info.least = less_rounding(r, l->total - most);
     r->info.next = sqrt(l->next);
     r->info.method = l->method;
-    return sqrt(r->info.error) <= (1 + r->tolerance) * sqrt(r->info.least) ||
+    return sqrt(r->info.error) <= (1 + r->tolerance) * sqrt(fmax(l->total - most, 0)) ||
            r->info.error <= SVD_FLOOR * SVD_FLOOR / 4 * r->total;
 }
 
-/* Takes the first `count` vectors off A and remembers how they couple to the rest */
+/* v [count, n] = (3 - v v') v / 2: one Newton step towards orthonormal rows. What is left of A is orthogonal to what went
+ * off only as well as these are to one another. */
+static int straighten(struct svd *w, float *v, size_t count, size_t n, struct err *err)
+{
+    float *g = svd_buffer(w, SVD_BUF_PANEL, count * count + count * n, sizeof *g, err), *copy = g + count * count;
+    int c = (int)count, in = (int)n;
+
+    if (!g)
+        return -1;
+    memcpy(copy, v, count * n * sizeof *v);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, c, c, in, 1, v, in, v, in, 0, g, c);
+    for (size_t i = 0; i < count; i++)
+        g[i * count + i] -= 1;
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, c, in, c, -0.5f, g, c, copy, in, 1, v, in);
+    return 0;
+}
+
+/* Takes the first `count` vectors off A and remembers how they couple to the rest. Returns 0, or 1 with A as it was when
+ * they are not eigenvectors well enough, or -1. */
 static int take_off(struct run *r, size_t count, struct err *err)
 {
     size_t cols = r->a.cols, rows = r->a.rows;
-    float *v = r->v + r->done * cols, *y = r->y + r->done * rows;
-    float *b = svd_buffer(r->w, SVD_BUF_PANEL, count * cols, sizeof *b, err);
+    float *v = r->v + r->done * cols, *y = r->y + r->done * rows, *b;
+    double least = r->least_off > 0 ? r->least_off : HUGE_VAL, coupling, rest;
 
+    if (straighten(r->w, v, count, cols, err) != 0)
+        return -1;
+    b = svd_buffer(r->w, SVD_BUF_PANEL, count * cols, sizeof *b, err);
     if (!b)
         return -1;
-    take(r, count);
+    svd_times(&r->a, v, count, y);
     svd_subtract(&r->a, y, v, count);
     svd_times_transposed(&r->a, y, count, b);
-    r->coupling += svd_energy(b, count * cols);
-    for (size_t i = 0; i < count; i++) {
-        double e = svd_energy(y + i * rows, rows);
-
-        r->least_off = r->least_off > 0 ? fmin(r->least_off, e) : e;
+    coupling = svd_energy(b, count * cols);
+    rest = svd_energy(r->a.d, rows * cols);
+    for (size_t i = 0; i < count; i++)
+        least = fmin(least, svd_energy(y + i * rows, rows));
+    if (coupling > 0.1 * r->tolerance * rest * least) {
+        cblas_sscal((int)(count * rows), -1, y, 1);
+        svd_subtract(&r->a, y, v, count);
+        return 1;
     }
+    r->coupling += coupling;
+    r->least_off = least;
     r->done += count;
-    r->rest = svd_energy(r->a.d, rows * cols);
+    r->rest = rest;
     r->info.levels++;
     return 0;
 }
@@ -145,20 +180,30 @@ static int level(struct run *r, struct err *err)
     struct svd_level l = {.total = r->rest, .top = r->rest, .method = r->info.method};
     float *v = r->v + r->done * cols;
     bool sketched = k <= SKETCH_RANK && cols >= SKETCH_COLS;
+    int off;
 
     if (k == 0 || l.total <= SVD_FLOOR * SVD_FLOOR / 4 * r->total) {
         memset(v, 0, k * cols * sizeof *v);
         memset(r->y + r->done * r->a.rows, 0, k * r->a.rows * sizeof *v);
         return settle(r, &l, 0, 0) ? 1 : 2;
     }
-    if (sketched && svd_sketch(r->w, &r->a, k, r->tolerance, r->seed, v, &l, err) != 0)
-        return -1;
-    if (!sketched || (!l.proved && !coarse(r, &l, k)))
-        if (svd_by_gram(r->w, &r->a, k, r->tolerance, r->seed, v, &l, err) != 0)
+    if (sketched) {
+        if (svd_sketch(r->w, &r->a, k, r->tolerance, r->seed, v, &l, err) != 0)
             return -1;
+        if (!l.proved && coarse(r, &l, k) && l.usable > 0) {
+            off = take_off(r, l.usable, err);
+            if (off <= 0)
+                return off;
+        }
+    }
+    if (!l.proved && svd_by_gram(r->w, &r->a, k, r->tolerance, r->seed, v, &l, err) != 0)
+        return -1;
     if (l.proved)
         return settle(r, &l, take(r, k), k) ? 1 : 2;
-    return l.usable > 0 ? take_off(r, l.usable, err) : 2;
+    if (l.usable == 0)
+        return 2;
+    off = take_off(r, l.usable, err);
+    return off > 0 ? 2 : off;
 }
 
 static int decompose(struct run *r, bool exact, struct err *err)

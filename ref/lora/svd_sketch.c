@@ -92,8 +92,11 @@ int svd_sketch(struct svd *w, const struct svd_matrix *a, size_t k, double toler
             return -1;
         svd_level_keep(l, values, kr.dim, k);
         allowed = svd_level_allowance(l, a->cols, k, tolerance);
-        if (!prove_by_trace(&kr, values, k, l, w, scratch, err))
-            break; /* a long tail: more blocks of this width would not bring its trace below t_k soon */
+        if (!prove_by_trace(&kr, values, k, l, w, scratch, err)) {
+            if (allowed > 0)
+                break; /* a long tail: more blocks of this width would not bring its trace below t_k soon */
+            continue;
+        }
         if (l->excess <= allowed) {
             l->proved = true;
             break;

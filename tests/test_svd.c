@@ -1,0 +1,253 @@
+/* Truncated SVD: errors against numpy's singular values, signs, order, determinism, bad input. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <cblas.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ref/base/dtype.h"
+#include "ref/base/mem.h"
+#include "ref/base/thread.h"
+#include "ref/lora/svd.h"
+
+/* The matrices of golden/make_svd.py, bit for bit */
+static int small_int(uint64_t seed, size_t i, int bits)
+{
+    uint64_t z = seed + (i + 1) * 0x9e3779b97f4a7c15ULL;
+
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+    z ^= z >> 31;
+    return (int)(z >> (64 - bits)) - (1 << (bits - 1));
+}
+
+static void fill(const char *kind, float *d, size_t m, size_t n, uint64_t seed, int e)
+{
+    bool low = !strcmp(kind, "low"), steep = !strcmp(kind, "steep");
+    size_t rank = !strcmp(kind, "exact") ? 6 : 16;
+
+    memset(d, 0, m * n * sizeof *d);
+    for (size_t i = 0; i < m && i < n && !strcmp(kind, "flat"); i++)
+        d[i * n + (m <= n ? (i * 7 + 3) % n : i)] = i % 3 ? 1 : -1;
+    for (size_t i = 0; i < 8 && !strcmp(kind, "pairs"); i++)
+        d[(i * 5) % m * n + (i * 3) % n] = ldexpf(1, 3 - (int)i / 2);
+    for (size_t i = 0; i < m * n && (low || !strcmp(kind, "noise")); i++)
+        d[i] = (float)small_int(seed, i, 8);
+    if (low || steep || !strcmp(kind, "exact"))
+        for (size_t i = 0; i < m; i++)
+            for (size_t j = 0; j < n; j++) {
+                double sum = (double)d[i * n + j];
+
+                for (size_t r = 0; r < rank; r++)
+                    sum += small_int(seed + 1, i * rank + r, 4) * small_int(seed + 2, j * rank + r, 4) *
+                           (low ? 512 >> (r / 2) : steep ? ldexp(1, -(int)r) : 1);
+                d[i * n + j] = steep ? dtype_f16_to_f32(dtype_f32_to_f16((float)sum)) : (float)sum;
+            }
+    for (size_t i = 0; i < m * n; i++)
+        d[i] = ldexpf(d[i], e);
+}
+
+/* ||D - up down||_F^2 and ||D||_F^2 in f64 */
+static double error_of(const float *d, const float *up, const float *down, size_t m, size_t n, size_t k, double *total)
+{
+    double *row = malloc(n * sizeof *row), sum = 0;
+
+    *total = 0;
+    for (size_t i = 0; i < m; i++) {
+        for (size_t j = 0; j < n; j++)
+            row[j] = (double)d[i * n + j];
+        for (size_t j = 0; j < n; j++)
+            *total += row[j] * row[j];
+        for (size_t r = 0; r < k; r++)
+            for (size_t j = 0; j < n; j++)
+                row[j] -= (double)up[i * k + r] * (double)down[r * n + j];
+        for (size_t j = 0; j < n; j++)
+            sum += row[j] * row[j];
+    }
+    free(row);
+    return sum;
+}
+
+/* Descending values, columns of up with those lengths, unit rows of down whose largest element is positive */
+static void check_form(const float *up, const float *s, const float *down, size_t m, size_t n, size_t k)
+{
+    for (size_t r = 0; r < k; r++) {
+        double length = 0, right = 0;
+        float largest = 0;
+
+        for (size_t i = 0; i < m; i++)
+            length += (double)up[i * k + r] * (double)up[i * k + r];
+        for (size_t j = 0; j < n; j++) {
+            right += (double)down[r * n + j] * (double)down[r * n + j];
+            if (fabsf(down[r * n + j]) > fabsf(largest))
+                largest = down[r * n + j];
+        }
+        assert_true(s[r] >= 0 && (r == 0 || s[r] <= s[r - 1]));
+        assert_true(fabs(sqrt(length) - (double)s[r]) <= 1e-5 * (double)s[r]); /* sqrt(m) eps, m < 2^10, and a margin of 5 */
+        assert_true(s[r] > 0 ? fabs(right - 1) < 1e-5 && largest > 0 : right == 0);
+    }
+}
+
+static void check_case(struct svd *w, const char *kind, size_t m, size_t n, uint64_t seed, int e, size_t k, double want_total,
+                       double tail, bool exact)
+{
+    struct svd_options o = {.exact = exact, .seed = seed};
+    float *d = malloc(m * n * sizeof *d), *copy = malloc(m * n * sizeof *d), *up = malloc(m * k * sizeof *up),
+          *down = malloc(k * n * sizeof *down), *s = malloc(k * sizeof *s);
+    double total, error, tolerance = exact ? SVD_TOLERANCE_EXACT : SVD_TOLERANCE;
+    struct svd_info info;
+    struct err err = {0};
+
+    fill(kind, d, m, n, seed, e);
+    memcpy(copy, d, m * n * sizeof *d);
+    if (svd_truncate(w, copy, m, n, k, &o, up, s, down, &info, &err) != 0)
+        fail_msg("%s", err.msg);
+    error = error_of(d, up, down, m, n, k, &total);
+    if (fabs(total - want_total) > 1e-12 * want_total)
+        fail_msg("%s %zu x %zu is another matrix than the golden file's", kind, m, n);
+    /* the promise of svd.h */
+    if (sqrt(error) > (1 + tolerance) * sqrt(tail) + SVD_FLOOR * sqrt(total))
+        fail_msg("%s %zu x %zu rank %zu (%s): error %.9g, least %.9g, norm %.9g", kind, m, n, k, svd_method_name(info.method),
+                 sqrt(error), sqrt(tail), sqrt(total));
+    /* what it says of itself: the proof holds, and the error is what the factors show up to their own rounding */
+    if (sqrt(info.least) > sqrt(tail) * (1 + 1e-9) + SVD_FLOOR * sqrt(total))
+        fail_msg("%s %zu x %zu rank %zu (%s): claims at least %.9g, but %.9g can be had", kind, m, n, k,
+                 svd_method_name(info.method), sqrt(info.least), sqrt(tail));
+    assert_true(fabs(sqrt(info.error) - sqrt(error)) <= 1e-4 * sqrt(error) + SVD_FLOOR * sqrt(total));
+    check_form(up, s, down, m, n, k);
+    free(d);
+    free(copy);
+    free(up);
+    free(down);
+    free(s);
+}
+
+static void test_golden(void **state)
+{
+    FILE *f = fopen("golden/svd.txt", "r");
+    struct err err = {0};
+    struct svd *w = svd_new(&err);
+    char kind[16];
+    size_t m, n, k;
+    unsigned long long seed;
+    double total, tail;
+    int e, count = 0;
+
+    (void)state;
+    assert_non_null(f);
+    assert_non_null(w);
+    while (fscanf(f, "%15s %zu %zu %llu %d %zu %lf %lf", kind, &m, &n, &seed, &e, &k, &total, &tail) == 8) {
+        check_case(w, kind, m, n, seed, e, k, total, tail, false);
+        if (m * n <= 640 * 320)
+            check_case(w, kind, m, n, seed, e, k, total, tail, true);
+        count++;
+    }
+    assert_true(count > 40);
+    fclose(f);
+    svd_free(w);
+}
+
+/* Each way must be taken by some case, or its test proves nothing */
+static void test_ways(void **state)
+{
+    static const struct {
+        const char *kind;
+        size_t m, n, k;
+        bool exact;
+        enum svd_method method;
+    } rows[] = {
+        {"zero", 20, 30, 2, false, SVD_ZERO},        {"low", 320, 320, 4, false, SVD_SKETCH},
+        {"noise", 640, 640, 32, false, SVD_GRAM},    {"noise", 100, 90, 30, false, SVD_GRAM},
+        {"noise", 100, 90, 30, true, SVD_GRAM64},
+    };
+    struct err err = {0};
+    struct svd *w = svd_new(&err);
+
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        size_t m = rows[i].m, n = rows[i].n, k = rows[i].k;
+        float *d = malloc(m * n * sizeof *d), *up = malloc(m * k * sizeof *up), *down = malloc(k * n * sizeof *down), s[64];
+        struct svd_options o = {.exact = rows[i].exact};
+        struct svd_info info;
+
+        fill(rows[i].kind, d, m, n, 77, 0);
+        assert_int_equal(svd_truncate(w, d, m, n, k, &o, up, s, down, &info, &err), 0);
+        if (info.method != rows[i].method)
+            fail_msg("row %zu went by %s", i, svd_method_name(info.method));
+        free(d);
+        free(up);
+        free(down);
+    }
+    svd_free(w);
+}
+
+static int work(void *ctx, size_t i, struct err *err)
+{
+    float *out = (float *)ctx + i * (300 * 20 + 20 * 260 + 20);
+    struct svd *w = svd_new(err);
+    struct svd_options o = {.seed = i};
+    struct svd_info info;
+    float *d = malloc(300 * 260 * sizeof *d);
+
+    fill(i % 2 ? "low" : "noise", d, 300, 260, i, 0);
+    i = (size_t)svd_truncate(w, d, 300, 260, 20, &o, out, out + 300 * 20, out + 300 * 20 + 20, &info, err);
+    free(d);
+    svd_free(w);
+    return (int)i;
+}
+
+static void test_threads(void **state)
+{
+    size_t one = 300 * 20 + 20 * 260 + 20;
+    float *a = calloc(6 * one, sizeof *a), *b = calloc(6 * one, sizeof *b);
+    struct err err = {0};
+
+    (void)state;
+    thread_init(1);
+    assert_int_equal(thread_for(6, work, a, &err), 0);
+    for (int count = 2; count <= 3; count++) {
+        thread_init(count);
+        memset(b, 0, 6 * one * sizeof *b);
+        assert_int_equal(thread_for(6, work, b, &err), 0);
+        assert_memory_equal(a, b, 6 * one * sizeof *a);
+    }
+    thread_init(0);
+    free(a);
+    free(b);
+}
+
+static void test_bad(void **state)
+{
+    float d[12] = {1, 2, 3, 4, 5, 6, 7, NAN, 9, 10, 11, 12}, up[12], s[12], down[16];
+    struct err err = {0};
+    struct svd *w = svd_new(&err);
+    struct svd_info info;
+
+    (void)state;
+    assert_int_equal(svd_truncate(w, d, 3, 4, 2, NULL, up, s, down, &info, &err), -1);
+    assert_non_null(strstr(err.msg, "NaN"));
+    d[7] = 8;
+    assert_int_equal(svd_truncate(w, d, 3, 4, 4, NULL, up, s, down, &info, &err), -1);
+    assert_int_equal(svd_truncate(w, d, 3, 4, 0, NULL, up, s, down, &info, &err), -1);
+    assert_int_equal(svd_truncate(w, d, 3, 4, 3, NULL, up, s, down, &info, &err), 0);
+    svd_free(w);
+    svd_free(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_ways),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_bad),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
