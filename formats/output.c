@@ -26,7 +26,7 @@ struct output_sys output_sys = {
 
 enum {
     COPY_BUFFER = 1 << 20,
-    AT_ONCE = 1 << 30, /* bytes per system call: far below Linux's limit of 2^31 - 4096 */
+    AT_ONCE = 1 << 30,      /* bytes per system call: far below Linux's limit of 2^31 - 4096 */
     START_EVERY = 32 << 20, /* bytes: the disk works while we do, and the last fsync has little left to wait for */
     TEMP_TRIES = 100,
 };
@@ -117,8 +117,10 @@ static int fail_for(struct err *err, const char *verb, const char *path, int cod
                        code == ENOSPC ? "the disk is full" : "your quota on this disk is used up");
     }
     case EFBIG:
-        return err_set(err, "cannot %s '%s': %" PRIu64 " bytes are more than a file may have here; see 'ulimit -f', or write"
-                       " to another disk", verb, path, need);
+        return err_set(err,
+                       "cannot %s '%s': %" PRIu64 " bytes are more than a file may have here; see 'ulimit -f', or write"
+                       " to another disk",
+                       verb, path, need);
     case EACCES:
     case EPERM:
     case EROFS:
@@ -244,11 +246,11 @@ static int create_temp(struct output *o, mode_t mode, struct err *err)
 
         if (n < 0 || (size_t)n >= sizeof t->path)
             return fail(err, o->shown, ENAMETOOLONG, 0);
-        o->fd = open(t->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        o->fd = open(t->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, mode ? 0600 : 0666);
         if (o->fd >= 0) {
             atomic_store(&t->state, TEMP_LIVE);
             if (mode)
-                (void)!fchmod(o->fd, mode); /* some file systems have no modes */
+                (void)!fchmod(o->fd, mode); /* some file systems have no modes; never wider than the old file's */
             return 0;
         }
         if (errno != EEXIST)
@@ -363,8 +365,10 @@ static int copy_through_buffer(struct output *o, uint64_t at, int from, const ch
         if (got < 0)
             err_set(err, "cannot read '%s': %s", from_path, strerror(errno));
         else if (got == 0)
-            err_set(err, "cannot read '%s': it was cut short while being read, %" PRIu64 " bytes are missing; let the other "
-                    "program finish, then start again", from_path, n);
+            err_set(err,
+                    "cannot read '%s': it was cut short while being read, %" PRIu64 " bytes are missing; let the other "
+                    "program finish, then start again",
+                    from_path, n);
         if (got <= 0 || output_write_at(o, at, buf, (size_t)got, err) != 0)
             goto out;
         at += (uint64_t)got;

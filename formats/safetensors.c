@@ -23,9 +23,9 @@ static const struct {
     const char *name;
     enum dtype dtype;
 } types[DT_COUNT] = {
-    {"U64", DT_U64},  {"I64", DT_I64}, {"F64", DT_F64}, {"F32", DT_F32}, {"U32", DT_U32},
-    {"I32", DT_I32},  {"BF16", DT_BF16}, {"F16", DT_F16}, {"U16", DT_U16}, {"I16", DT_I16},
-    {"F8_E4M3", DT_F8_E4M3}, {"F8_E5M2", DT_F8_E5M2}, {"I8", DT_I8}, {"U8", DT_U8}, {"BOOL", DT_BOOL},
+    {"U64", DT_U64},         {"I64", DT_I64},         {"F64", DT_F64}, {"F32", DT_F32}, {"U32", DT_U32},
+    {"I32", DT_I32},         {"BF16", DT_BF16},       {"F16", DT_F16}, {"U16", DT_U16}, {"I16", DT_I16},
+    {"F8_E4M3", DT_F8_E4M3}, {"F8_E5M2", DT_F8_E5M2}, {"I8", DT_I8},   {"U8", DT_U8},   {"BOOL", DT_BOOL},
 };
 
 static uint64_t get_u64(const unsigned char *p)
@@ -66,8 +66,10 @@ static int parse_shape(const struct tensor_file *f, struct tensor_entry *e, cons
     if (!json_is_array(shape))
         return bad(f, e->name, err, "the header gives it no shape");
     if (n > TENSOR_MAX_DIMS)
-        return err_set(err, "cannot read '%s': tensor '%.200s' has %zu dimensions, at most %d are known here; leave it out of the "
-                       "file", f->path, e->name, n, TENSOR_MAX_DIMS);
+        return err_set(err,
+                       "cannot read '%s': tensor '%.200s' has %zu dimensions, at most %d are known here; leave it out of the "
+                       "file",
+                       f->path, e->name, n, TENSOR_MAX_DIMS);
     e->shape.ndim = (int)n;
     for (size_t i = 0; i < n; i++) {
         const json_t *dim = json_array_get(shape, i);
@@ -88,8 +90,10 @@ static int parse_dtype(const struct tensor_file *f, struct tensor_entry *e, cons
             e->dtype = types[i].dtype;
             return 0;
         }
-    return err_set(err, "cannot read '%s': tensor '%.200s' has the type '%.40s', which is not known here; convert it to a type that "
-                   "Stable Diffusion uses", f->path, e->name, json_string_value(dtype));
+    return err_set(err,
+                   "cannot read '%s': tensor '%.200s' has the type '%.40s', which is not known here; convert it to a type that "
+                   "Stable Diffusion uses",
+                   f->path, e->name, json_string_value(dtype));
 }
 
 /* Checks one row of the header; e->offset counts from the header's end for now. */
@@ -193,14 +197,18 @@ static int read_header(struct tensor_file *f, uint64_t *data, struct err *err)
     int status = -1;
 
     if (f->file_size < LENGTH)
-        return err_set(err, "cannot read '%s': it is cut short: it has %" PRIu64 " bytes, even an empty safetensors file has 10; "
-                       "download it again", f->path, f->file_size);
+        return err_set(err,
+                       "cannot read '%s': it is cut short: it has %" PRIu64 " bytes, even an empty safetensors file has 10; "
+                       "download it again",
+                       f->path, f->file_size);
     if (tensor_file_pread(f, 0, length, sizeof length, "the header's length", err) != 0)
         return -1;
     n = get_u64(length);
     if (n > HEADER_MAX)
-        return err_set(err, "cannot read '%s': its header would have %" PRIu64 " bytes, at most %d are allowed: it is damaged or"
-                       " not a safetensors file; download it again", f->path, n, HEADER_MAX);
+        return err_set(err,
+                       "cannot read '%s': its header would have %" PRIu64 " bytes, at most %d are allowed: it is damaged or"
+                       " not a safetensors file; download it again",
+                       f->path, n, HEADER_MAX);
     *data = LENGTH + n;
     if (*data > f->file_size)
         return err_set(err, "cannot read '%s': it is cut short: %" PRIu64 " bytes of its header are missing; download it again",
@@ -209,8 +217,10 @@ static int read_header(struct tensor_file *f, uint64_t *data, struct err *err)
     if (!text || tensor_file_pread(f, LENGTH, text, (size_t)n, "the header", err) != 0)
         goto out;
     if (n == 0 || text[0] != '{') {
-        err_set(err, "cannot read '%s': its header does not begin with '{': it is damaged or not a safetensors file; "
-                "download it again", f->path);
+        err_set(err,
+                "cannot read '%s': its header does not begin with '{': it is damaged or not a safetensors file; "
+                "download it again",
+                f->path);
         goto out;
     }
     f->impl = json_loadb(text, (size_t)n, JSON_REJECT_DUPLICATES, &why);
@@ -303,7 +313,7 @@ static int add_string(struct text *t, const char *s, struct err *err)
         return -1;
     for (; *s; s++) {
         const char *at = strchr(short_form, *s);
-        int status = at                        ? addf(t, err, "\\%c", letter[at - short_form])
+        int status = at                         ? addf(t, err, "\\%c", letter[at - short_form])
                      : (unsigned char)*s < 0x20 ? addf(t, err, "\\u%04x", (unsigned)*s)
                                                 : add(t, s, 1, err);
 

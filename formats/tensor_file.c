@@ -38,7 +38,8 @@ int tensor_file_pread(const struct tensor_file *f, uint64_t at, void *dst, size_
     unsigned char *p = dst;
 
     if (at > INT64_MAX || n > INT64_MAX - at)
-        return err_set(err, "cannot read '%s': %s lies beyond any file's end; the file is damaged, get it again", f->path, what);
+        return err_set(err, "cannot read '%s': %s lies beyond any file's end; the file is damaged, get it again", f->path,
+                       what);
     while (n > 0) {
         ssize_t got = pread(f->fd, p, n < AT_ONCE ? n : AT_ONCE, (off_t)at);
 
@@ -47,8 +48,10 @@ int tensor_file_pread(const struct tensor_file *f, uint64_t at, void *dst, size_
         if (got < 0)
             return err_set(err, "cannot read '%s': %s: %s; check the disk", f->path, what, strerror(errno));
         if (got == 0)
-            return err_set(err, "cannot read '%s': it was cut short while being read, %zu bytes of %s are missing; let the "
-                           "other program finish, then start again", f->path, n, what);
+            return err_set(err,
+                           "cannot read '%s': it was cut short while being read, %zu bytes of %s are missing; let the "
+                           "other program finish, then start again",
+                           f->path, n, what);
         p += got;
         at += (uint64_t)got;
         n -= (size_t)got;
@@ -78,8 +81,10 @@ static int refuse_unknown(const struct tensor_file *f, const unsigned char *head
             return err_set(err, "cannot read '%s': %s", f->path, known[i].is);
     if (tensor_format_of_suffix(f->path))
         return 0;
-    return err_set(err, "cannot read '%s': its content is no format known here (safetensors; .ckpt, .pt, .bin as torch saves "
-                   "them); give such a file", f->path);
+    return err_set(err,
+                   "cannot read '%s': its content is no format known here (safetensors; .ckpt, .pt, .bin as torch saves "
+                   "them); give such a file",
+                   f->path);
 }
 
 /* Opens the descriptor and the size. */
@@ -140,10 +145,12 @@ static int make_index(struct tensor_file *f, struct err *err)
         size_t nbytes;
 
         if (!shape_nbytes(&e->shape, e->dtype, &nbytes) || nbytes != e->nbytes)
-            return err_set(err, "cannot read '%s': tensor '%.200s': shape and bytes do not agree; the file is damaged, get it again",
+            return err_set(err,
+                           "cannot read '%s': tensor '%.200s': shape and bytes do not agree; the file is damaged, get it again",
                            f->path, e->name);
         if (e->plain && (e->offset > f->file_size || e->nbytes > f->file_size - e->offset))
-            return err_set(err, "cannot read '%s': tensor '%.200s' ends past the end of the file; the file is damaged, get it again",
+            return err_set(err,
+                           "cannot read '%s': tensor '%.200s' ends past the end of the file; the file is damaged, get it again",
                            f->path, e->name);
         f->by_name[i] = e;
     }
@@ -151,8 +158,8 @@ static int make_index(struct tensor_file *f, struct err *err)
         qsort(f->by_name, f->count, sizeof *f->by_name, by_name);
     for (size_t i = 1; i < f->count; i++)
         if (strcmp(f->by_name[i - 1]->name, f->by_name[i]->name) == 0)
-            return err_set(err, "cannot read '%s': two tensors have the name '%.200s'; the file is damaged, get it again", f->path,
-                           f->by_name[i]->name);
+            return err_set(err, "cannot read '%s': two tensors have the name '%.200s'; the file is damaged, get it again",
+                           f->path, f->by_name[i]->name);
     return 0;
 }
 
@@ -212,7 +219,8 @@ int tensor_file_read_part(const struct tensor_file *f, const struct tensor_entry
     char what[256];
 
     if (first > e->nbytes || n > e->nbytes - first)
-        return err_set(err, "cannot read '%s': bytes %zu to %zu of tensor '%.200s' were asked for, it has %zu; please report this",
+        return err_set(err,
+                       "cannot read '%s': bytes %zu to %zu of tensor '%.200s' were asked for, it has %zu; please report this",
                        f->path, first, first + n, e->name, e->nbytes);
     if (!e->plain)
         return f->format->read(f, e, first, n, dst, err);

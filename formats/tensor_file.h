@@ -53,7 +53,8 @@ struct tensor_format {
     /* Looks at the first n bytes (n <= 64) and the size of a file. True when the file claims to be of this format. */
     bool (*probe)(const unsigned char *head, size_t n, uint64_t file_size);
     /* Fills entries, count, metadata, impl of a file whose path, fd and file_size are set; entries need not be sorted by
-     * name, but in the order of their data; f->arena may hold them. Equal names are refused by the caller. */
+     * name, but in the order of their data; f->arena may hold them. Equal names are refused by the caller. Also called for
+     * a file that no probe claims when its suffix is this row's: it then says what is wrong with it. */
     int (*open)(struct tensor_file *f, struct err *err);
     /* Frees impl, also after a failed open (impl may be NULL); fd and arena are the caller's. May be NULL. */
     void (*close)(struct tensor_file *f);

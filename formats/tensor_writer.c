@@ -147,7 +147,8 @@ static int check_part(const struct tensor_writer *w, size_t i, size_t first, siz
 
     if (first == s->written && n <= s->nbytes - first)
         return 0;
-    return err_set(err, "cannot write '%s': tensor '%.200s': bytes %zu + %zu came where %zu of %zu were written; please report this",
+    return err_set(err,
+                   "cannot write '%s': tensor '%.200s': bytes %zu + %zu came where %zu of %zu were written; please report this",
                    w->path, s->spec.name, first, n, s->written, s->nbytes);
 }
 
@@ -190,8 +191,8 @@ int tensor_writer_copy(struct tensor_writer *w, size_t i, const struct tensor_fi
     struct tensor_slot *s = &w->slot[i];
 
     if (e->nbytes != s->nbytes || e->dtype != s->spec.dtype)
-        return err_set(err, "cannot write '%s': tensor '%.200s': its source has another type or size; please report this", w->path,
-                       s->spec.name);
+        return err_set(err, "cannot write '%s': tensor '%.200s': its source has another type or size; please report this",
+                       w->path, s->spec.name);
     if (check_part(w, i, 0, e->nbytes, err) != 0)
         return -1;
     if (!e->plain || w->format->writer->want_crc)
