@@ -129,6 +129,49 @@ static void test_bytes(void **state)
     assert_int_equal(scratch_count(folder), 2);
 }
 
+/* A report to /dev/stdout goes where the shell sent it, behind what is there, and replaces nothing. */
+static void test_stdout(void **state)
+{
+    char path[256];
+    int status;
+
+    (void)state;
+    snprintf(path, sizeof path, "%s/log", folder);
+    scratch_write(path, "first\n", 6);
+    if (fork() == 0) {
+        int fd = open(path, O_WRONLY | O_APPEND);
+        struct err err = {0};
+
+        if (fd < 0 || dup2(fd, 1) != 1 || output_text("/dev/stdout", "second\n", &err) != 0 || write(1, "third\n", 6) != 6)
+            _exit(1);
+        _exit(0);
+    }
+    wait(&status);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    expect_text(path, "first\nsecond\nthird\n");
+    assert_int_equal(scratch_count(folder), 1);
+}
+
+/* While it is written, the new file is as private as the old one. */
+static void test_private(void **state)
+{
+    char path[256], temp[300];
+    struct err err = {0};
+    struct output *o;
+    struct stat st;
+
+    (void)state;
+    snprintf(path, sizeof path, "%s/x", folder);
+    snprintf(temp, sizeof temp, "%s.tmp.%ld", path, (long)getpid());
+    scratch_write(path, "x", 1);
+    assert_int_equal(chmod(path, 0600), 0);
+    assert_int_equal(output_open(&o, path, &err), 0);
+    assert_int_equal(stat(temp, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0600);
+    output_abort(o);
+    assert_int_equal(stat(temp, &st), -1);
+}
+
 static void test_relative(void **state)
 {
     char here[4096];
@@ -513,6 +556,7 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(test_stdout),      TEST(test_private),
         TEST(test_bytes),       TEST(test_relative),        TEST(test_refused),         TEST(test_no_permission),
         TEST(test_links),       TEST(test_left_over),       TEST(test_every_call_fails), TEST(test_messages),
         TEST(test_copy),        TEST(test_signals),         TEST(test_size_limit),      TEST(test_full_disk),
