@@ -232,11 +232,13 @@ static void test_no_permission(void **state)
         struct output *o;
         struct err err = {0};
 
-        if (geteuid() == 0 && setuid(65534) != 0)
+        int root = geteuid() == 0;
+
+        if (root && setuid(65534) != 0)
             _exit(77);
         if (output_open(&o, scratch_path(folder, "locked"), &err) == 0 || !strstr(err.msg, "write-protected"))
             _exit(1);
-        if (getuid() == 65534 && (output_open(&o, scratch_path(folder, "new"), &err) == 0 || !strstr(err.msg, "no permission")))
+        if (root && (output_open(&o, scratch_path(folder, "new"), &err) == 0 || !strstr(err.msg, "no permission")))
             _exit(2);
         _exit(0);
     }
