@@ -394,5 +394,5 @@ int torch_file_read(const struct tensor_file *f, const struct tensor_entry *e, s
             status = -1;
         pthread_mutex_unlock(&impl->lock);
     }
-    return status == 0 ? 0 : err_prefix(err, "tensor '%.200s': ", e->name);
+    return status == 0 ? 0 : err_prefix(err, "cannot read tensor '%.200s': ", e->name);
 }

@@ -552,6 +552,67 @@ static void test_legacy_refused(void **state)
     assert_non_null(strstr(err.msg, "tensor 'z': its elements are of a type that is not known here"));
 }
 
+/* A legacy file of one tensor 'w' of 4 floats, with `padding` bytes of text in its pickle, a list of keys, and the storage's
+ * element count and data */
+static struct maker legacy(size_t padding, const char *keys, size_t n_keys, uint64_t numel, size_t n_data)
+{
+    static const char front[] = "\x80\x02\x8a\x0al\xfc\x9c"
+                                "F\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.}.";
+    static const float data[4] = {1, 2, 3, 4};
+    unsigned char head[7] = "\x80\x02X", count[8];
+    char pickle[512], *text = calloc(padding + 1, 1);
+    size_t n = tensor_pickle(pickle, "torch\nFloatStorage", "I4\n", "I0\n", "(I4\nt", "(I1\nt");
+    struct maker m = {0};
+
+    assert_non_null(text);
+    le(head + 3, padding, 4);
+    le(count, numel, 8);
+    put(&m, front, sizeof front - 1);
+    put(&m, head, 7);
+    put(&m, text, padding);
+    put(&m, "0", 1); /* POP */
+    put(&m, pickle + 2, n - 2);
+    put(&m, keys, n_keys);
+    put(&m, count, 8);
+    put(&m, data, n_data);
+    free(text);
+    return m;
+}
+
+static void test_legacy_by_hand(void **state)
+{
+    static const char one[] = "]X\x01\0\0\0"
+                              "0a.",
+                      other[] = "]X\x01\0\0\0"
+                                "1a.",
+                      none[] = "].", number[] = "K\x01.";
+    static const char twice[] = "](X\x01\0\0\0"
+                                "0X\x01\0\0\0"
+                                "0e.";
+    static const size_t paddings[] = {0, 1000, (1 << 20) - 100, 1 << 20, 9 << 20}; /* around the window and its growth */
+    struct maker m;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof paddings / sizeof paddings[0]; i++) {
+        m = legacy(paddings[i], one, sizeof one - 1, 4, 16);
+        expect(&m, NULL);
+    }
+    m = legacy(70 << 20, one, sizeof one - 1, 4, 16);
+    expect(&m, "ends in its middle"); /* past PICKLE_MAX_BYTES */
+    m = legacy(0, one, sizeof one - 1, 5, 16);
+    expect(&m, "another size than the pickle says");
+    m = legacy(0, one, sizeof one - 1, 4, 12);
+    expect(&m, "storage 1 of 1 ends past the end of the file, 4 bytes are missing");
+    m = legacy(0, other, sizeof other - 1, 4, 16);
+    expect(&m, "names one that is not there");
+    m = legacy(0, twice, sizeof twice - 1, 4, 16);
+    expect(&m, "names one that is not there, or is there twice");
+    m = legacy(0, none, sizeof none - 1, 4, 16);
+    expect(&m, "tensor 'w': its storage '0' is not in the file");
+    m = legacy(0, number, sizeof number - 1, 4, 16);
+    expect(&m, "is no list");
+}
+
 /* ---- Reading from many threads, and archives over 4 GiB */
 
 static int read_some(void *ctx, size_t index, struct err *err)
@@ -650,6 +711,7 @@ int main(void)
         cmocka_unit_test(test_truncated),
         cmocka_unit_test(test_flipped),
         cmocka_unit_test(test_legacy_refused),
+        cmocka_unit_test(test_legacy_by_hand),
     };
 
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
