@@ -18,13 +18,14 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "ref/base/err.h"
 #include "ref/base/part.h"
 
 enum { NAMES_LEVELS = 16, NAMES_MAX = 512 }; /* most levels of a U-Net or VAE; bytes that hold any name */
 
-/* What of a model's structure the rules need. Zero-initialise, then feed names to names_note_*. */
+/* What of a model's structure the rules need. Zero-initialise, then feed names of either kind to names_note(). */
 struct names_plan {
     size_t unet_levels;
     size_t unet_layers;                 /* residual blocks per down level: 2 in SD1 and SD2 */
@@ -32,14 +33,20 @@ struct names_plan {
     size_t vae_levels;
     bool openclip;                      /* LDM text encoder is OpenCLIP's (SD2): other names, fused q, k, v */
     size_t text_layers;                 /* blocks of the text encoder in the names, also the unused one of OpenCLIP */
-    size_t input_blocks, output_blocks; /* LDM counts, while noting */
+    size_t text_used;                   /* of these, what SD uses: see names_plan_finish() */
+    struct {                            /* while noting LDM names; a bit a block */
+        size_t inputs, first_down;      /* input blocks; the first one that is a downsampler, 0: none seen */
+        uint64_t in_attention, out_attention;
+        bool stem; /* input block 0, as every whole U-Net has it */
+    } ldm;
 };
 
-/* Learns from one name without its prefix ("input_blocks.3.0.op.weight"). Unknown names are ignored, order is free. */
-void names_note_ldm(struct names_plan *p, enum model_part part, const char *name);
-void names_note_canonical(struct names_plan *p, enum model_part part, const char *name);
+/* Learns from one canonical name or LDM name without its prefix ("input_blocks.3.0.op.weight"). Unknown names are ignored, order is free. */
+void names_note(struct names_plan *p, enum model_part part, const char *name);
 
-/* Call once after the last name; fills in what follows from the rest. */
+/* Call once after the last name; fills in what follows from the rest. SD2 takes the output of OpenCLIP's last block but one,
+ * so the last block is unused, unless there are 23: OpenCLIP-H has 24, and some tools leave the unused one out. Where LDM
+ * keys of a LoRA do not tell the number of layers, it is that of SD1 and SD2. */
 void names_plan_finish(struct names_plan *p);
 
 /* A canonical tensor inside a tensor of a file: part `slice` of `slices` equal parts along the first dimension. */
