@@ -110,6 +110,13 @@ fuzz:
 	  build/fuzz/fuzz_$$t -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=build/fuzz/found/$$t- \
 	    build/fuzz/corpus/$$t tests/fuzz/corpus/$$t; done
 
+## demo: extract, merge and measure on two small checkpoints, in seconds
+demo: $(BIN) $(OUT)/tests/demo/demo
+	@sh tests/demo/demo.sh $(abspath $(BIN)) $(abspath $(OUT)/tests/demo/demo) $(abspath build/demo)
+
+$(OUT)/tests/demo/demo: $(OUT)/tests/demo/demo.o $(OUT)/tests/demo/pair.o $(CMD_LIB_OBJ) $(LIB)
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)
+
 ## help: this list
 help:
 	@sed -n 's/^## //p' Makefile
@@ -146,4 +153,4 @@ clean:
 distclean: clean
 	rm -f config.mak config.log
 
--include $(LIB_OBJ:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d)
+-include $(LIB_OBJ:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d) $(OUT)/tests/demo/demo.d $(OUT)/tests/demo/pair.d

@@ -1,0 +1,133 @@
+/* The demonstration's helper: makes the pair of checkpoints, and measures how near a merged one comes to the tuned one.
+ *
+ *   demo pair BASE TUNED           writes both
+ *   demo error BASE TUNED MERGED   prints what of the change is missing, by block */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd/chart.h"
+#include "formats/tensor_file.h"
+#include "ref/base/mem.h"
+#include "tests/demo/pair.h"
+
+enum { BLOCKS = 26 }; /* text encoder, 12 input blocks, middle, 12 output blocks */
+
+/* The block of an LDM name, or -1. */
+static int block_of(const char *name)
+{
+    int n;
+
+    if (strncmp(name, "cond_stage_model.", 17) == 0)
+        return 0;
+    if (sscanf(name, "model.diffusion_model.input_blocks.%d.", &n) == 1 && n < 12)
+        return 1 + n;
+    if (strstr(name, ".middle_block."))
+        return 13;
+    if (sscanf(name, "model.diffusion_model.output_blocks.%d.", &n) == 1 && n < 12)
+        return 14 + n;
+    return -1;
+}
+
+static float *read_f32(const struct tensor_file *f, const char *name, size_t n, struct err *err)
+{
+    const struct tensor_entry *e = tensor_file_find(f, name);
+    void *raw = NULL;
+    float *x = NULL;
+
+    if (!e) {
+        err_set(err, "'%s' has no tensor '%s'", f->path, name);
+        return NULL;
+    }
+    raw = mem_new(e->nbytes, "a tensor", err);
+    x = raw ? mem_new(n * sizeof *x, "a tensor", err) : NULL;
+    if (x && tensor_file_read(f, e, raw, err) == 0) {
+        dtype_convert(x, DT_F32, raw, e->dtype, n);
+        free(raw);
+        return x;
+    }
+    free(raw);
+    free(x);
+    return NULL;
+}
+
+struct sums {
+    double change[BLOCKS], missing[BLOCKS]; /* squares */
+};
+
+static int add_tensor(struct tensor_file *const f[3], const struct tensor_entry *e, struct sums *s, struct err *err)
+{
+    float *x[3] = {0};
+    int rc = 0, block = block_of(e->name);
+    size_t n = 0;
+
+    if (block < 0 || !shape_numel(&e->shape, &n))
+        return 0;
+    for (int i = 0; i < 3; i++)
+        if (!(x[i] = read_f32(f[i], e->name, n, err)))
+            rc = -1;
+    for (size_t k = 0; rc == 0 && k < n; k++) {
+        double change = (double)x[1][k] - (double)x[0][k], missing = (double)x[1][k] - (double)x[2][k];
+
+        s->change[block] += change * change;
+        s->missing[block] += missing * missing;
+    }
+    for (int i = 0; i < 3; i++)
+        free(x[i]);
+    return rc;
+}
+
+static void print_sums(const struct sums *s)
+{
+    static char name[BLOCKS][8];
+    const char *label[BLOCKS];
+    double value[BLOCKS], change = 0, missing = 0;
+    size_t n = 0;
+
+    for (int b = 0; b < BLOCKS; b++) {
+        change += s->change[b];
+        missing += s->missing[b];
+        if (s->change[b] == 0)
+            continue;
+        snprintf(name[n], sizeof name[n], b == 0 ? "BASE" : b == 13 ? "MID" : b < 13 ? "IN%02d" : "OUT%02d", b < 13 ? b - 1 : b - 14);
+        label[n] = name[n];
+        value[n++] = 100 * sqrt(s->missing[b] / s->change[b]);
+    }
+    printf("\n  |tuned - merged| / |tuned - base| = %.2f %%; by block (BASE is the text encoder), in percent:\n",
+           100 * sqrt(missing / change));
+    chart_rows(stdout, label, value, n, 40, "%.2f");
+}
+
+static int print_error(char *const path[3], struct err *err)
+{
+    struct tensor_file *f[3] = {0};
+    struct sums s = {0};
+    int rc = 0;
+
+    for (int i = 0; i < 3 && rc == 0; i++)
+        rc = tensor_file_open(&f[i], path[i], err);
+    for (size_t i = 0; rc == 0 && i < f[0]->count; i++)
+        rc = add_tensor(f, &f[0]->entries[i], &s, err);
+    if (rc == 0)
+        print_sums(&s);
+    for (int i = 0; i < 3; i++)
+        tensor_file_close(f[i]);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    struct err err = {0};
+    int rc;
+
+    if (argc == 4 && strcmp(argv[1], "pair") == 0)
+        rc = pair_write(argv[2], argv[3], &err);
+    else if (argc == 5 && strcmp(argv[1], "error") == 0)
+        rc = print_error(argv + 2, &err);
+    else
+        rc = err_usage(&err, "usage: demo pair BASE TUNED | demo error BASE TUNED MERGED");
+    if (rc)
+        fprintf(stderr, "demo: %s\n", err.msg);
+    return rc ? 1 : 0;
+}
