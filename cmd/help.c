@@ -4,7 +4,7 @@
 #include "cmd/chart.h"
 #include "cmd/command.h"
 
-enum { OPTION_COLUMN = 28 };
+enum { OPTION_COLUMN = 28, OVERVIEW_EXAMPLES = 3 };
 
 /* Prints words of text[0..n) from column `at`, wrapped before `width`, further lines indented by `indent`. */
 static void wrap(FILE *out, const char *text, size_t n, size_t at, size_t indent, size_t width)
@@ -163,11 +163,22 @@ void command_print_help(const struct command *c, FILE *out)
 
 void command_print_overview(FILE *out)
 {
+    size_t shown = 0;
+
     fputs("lora: LoRA for Stable Diffusion 1.x and 2.x, in one program\n\nusage: lora COMMAND [options]\n\n", out);
     for (size_t i = 0; i < command_count; i++)
         if (!(command_table[i]->flags & COMMAND_HIDDEN))
             fprintf(out, "  %-12s %s\n", command_table[i]->name, command_table[i]->summary);
-    fputs("\n'lora help COMMAND' describes a command, with examples.\n", out);
+    fputc('\n', out);
+    for (size_t i = 0; i < command_count && shown < OVERVIEW_EXAMPLES; i++) {
+        const struct command_example *e = command_table[i]->examples;
+
+        if (e && e->line && !(command_table[i]->flags & COMMAND_HIDDEN)) {
+            fprintf(out, "  # %s\n  %s\n", e->text, e->line);
+            shown++;
+        }
+    }
+    fputs("\n'lora help COMMAND' describes a command, with more examples.\n", out);
 }
 
 /* For scripts: one command a line, its aliases after it. */
