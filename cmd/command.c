@@ -28,14 +28,13 @@ struct global_options {
 };
 
 const struct option_row command_global_rows[] = {
-    {OPTION(struct global_options, config), .arg = "FILE", .help = "read options from a JSON or TOML file; the command line wins"},
-    {OPTION(struct global_options, threads),
-     .arg = "N",
-     .min = 1,
-     .max = 4096,
+    {OPTION(struct global_options, config), .arg = "FILE",
+     .help = "read options from a JSON or TOML file; the command line wins"},
+    {OPTION(struct global_options, threads), .arg = "N", .min = 1, .max = 4096,
      .help = "processors to use (default: all); results do not depend on it"},
     {OPTION(struct global_options, quiet), .help = "print errors and what was asked for, nothing else"},
-    {OPTION(struct global_options, json), .help = "result as JSON on standard output, progress as JSON lines on standard error"},
+    {OPTION(struct global_options, json),
+     .help = "result as JSON on standard output, progress as JSON lines on standard error"},
     {OPTION(struct global_options, help), .help = "describe the command and stop (-h too)"},
     {OPTION(struct global_options, version), .flags = OPTION_HIDDEN, .help = "print the version and stop"},
     {0},
@@ -48,9 +47,7 @@ struct compat_options {
 static const char *const compat_versions[] = {"v0.3.0", NULL};
 
 const struct option_row command_compat_rows[] = {
-    {OPTION(struct compat_options, compat),
-     .arg = "VERSION",
-     .choices = compat_versions,
+    {OPTION(struct compat_options, compat), .arg = "VERSION", .choices = compat_versions,
      .help = "compute as sd-scripts of that version did, defects included"},
     {0},
 };
@@ -159,7 +156,8 @@ int command_print_json(json_t *value, struct err *err)
     int rc = value ? json_dumpf(value, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) : -1;
 
     if (rc)
-        err_set(err, value ? "cannot write JSON to standard output" : "out of memory for the JSON result; close other programs");
+        err_set(err,
+                value ? "cannot write JSON to standard output" : "out of memory for the JSON result; close other programs");
     else
         putchar('\n');
     json_decref(value);

@@ -1,8 +1,11 @@
 /* Commands as rows: a command is one file and one word in the list in command.c. See option.h for its options.
  *
  *     const struct command command_resize = {
- *         .name = "resize", .summary = "give a LoRA another rank", .options = rows, .options_size = sizeof(struct resize_options),
- *         .run = run, ...
+ *         .name = "resize",
+ *         .summary = "give a LoRA another rank",
+ *         .options = rows,
+ *         .options_size = sizeof(struct resize_options),
+ *         .run = run,
  *     };
  */
 #ifndef CMD_COMMAND_H
@@ -36,14 +39,14 @@ struct command_run {
 
 struct command {
     const char *name;
-    const char *const *aliases;            /* NULL at the end, or NULL; matched with and without ".py" and any folder */
-    const char *summary;                   /* one line, small first letter, no full stop */
-    const char *description;               /* paragraphs, blank line between; may be NULL */
-    const struct option_row *options;      /* ends with {0}; NULL: none */
-    size_t options_size;                   /* of the struct the rows point into */
+    const char *const *aliases;             /* NULL at the end, or NULL; matched with and without ".py" and any folder */
+    const char *summary;                    /* one line, small first letter, no full stop */
+    const char *description;                /* paragraphs, blank line between; may be NULL */
+    const struct option_row *options;       /* ends with {0}; NULL: none */
+    size_t options_size;                    /* of the struct the rows point into */
     const struct command_example *examples; /* ends with {0}; may be NULL */
-    const char *exit_notes;                /* what exit status 1 can mean beyond "an error was printed"; may be NULL */
-    unsigned flags;                        /* enum command_flags */
+    const char *exit_notes;                 /* what exit status 1 can mean beyond "an error was printed"; may be NULL */
+    unsigned flags;                         /* enum command_flags */
     /* options: the filled struct of options_size bytes, borrowed. Returns 0, or -1 with err filled. */
     int (*run)(const struct command_run *run, void *options, struct err *err);
 };

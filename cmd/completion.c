@@ -12,7 +12,8 @@ static bool is_path(const struct option_row *r)
 /* Calls fn for every option of a command that is typed with its name: its own, --compat's, and the global ones. */
 static void each_option(const struct command *c, void (*fn)(const struct command *, const struct option_row *))
 {
-    const struct option_row *tables[] = {c->options, c->flags & COMMAND_COMPAT ? command_compat_rows : NULL, command_global_rows};
+    const struct option_row *tables[] = {c->options, c->flags & COMMAND_COMPAT ? command_compat_rows : NULL,
+                                         command_global_rows};
 
     for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
         for (const struct option_row *r = tables[t]; r && r->name; r++)
@@ -112,7 +113,8 @@ static void zsh_option(const struct command *c, const struct option_row *r)
 
 static void print_zsh(void)
 {
-    printf("#compdef lora\n# zsh completion of lora; written by 'lora completion zsh'\n_lora() {\n    local -a commands\n    commands=(\n");
+    printf("#compdef lora\n# zsh completion of lora; written by 'lora completion zsh'\n_lora() {\n    local -a commands\n    "
+           "commands=(\n");
     for (size_t i = 0; i < command_count; i++) {
         printf("        '%s:", command_table[i]->name);
         put_quoted(command_table[i]->summary, true);
@@ -171,10 +173,7 @@ struct completion_options {
 static const char *const shells[] = {"bash", "zsh", "fish", NULL};
 
 static const struct option_row rows[] = {
-    {OPTION(struct completion_options, shell),
-     .arg = "SHELL",
-     .choices = shells,
-     .flags = OPTION_POSITIONAL | OPTION_REQUIRED,
+    {OPTION(struct completion_options, shell), .arg = "SHELL", .choices = shells, .flags = OPTION_POSITIONAL | OPTION_REQUIRED,
      .help = "bash, zsh or fish"},
     {0},
 };

@@ -74,12 +74,14 @@ static size_t digits_for(const json_t *v)
     char text[64];
 
     if (json_is_object(v)) {
-        json_object_foreach((json_t *)v, key, x) {
+        json_object_foreach((json_t *)v, key, x)
+        {
             size_t d = digits_for(x);
             most = d > most ? d : most;
         }
     } else if (json_is_array(v)) {
-        json_array_foreach(v, i, x) {
+        json_array_foreach(v, i, x)
+        {
             size_t d = digits_for(x);
             most = d > most ? d : most;
         }

@@ -217,9 +217,7 @@ static const char *const forms[] = {"names", "markdown", NULL};
 
 static const struct option_row rows[] = {
     {OPTION(struct help_options, command), .arg = "COMMAND", .flags = OPTION_POSITIONAL, .help = "the command to describe"},
-    {OPTION(struct help_options, as),
-     .choices = forms,
-     .flags = OPTION_ADVANCED,
+    {OPTION(struct help_options, as), .choices = forms, .flags = OPTION_ADVANCED,
      .help = "print the list of commands as bare names, or as the table of the README"},
     {0},
 };

@@ -110,7 +110,8 @@ static void man_overview(FILE *out)
         fputc('\n', out);
     }
     put_options(out, "OPTIONS OF EVERY COMMAND", command_global_rows);
-    fputs(".SH OPTION NAMES\nA unique prefix names an option; \\fB\\-\\-name value\\fR and \\fB\\-\\-name=value\\fR are the same; "
+    fputs(".SH OPTION NAMES\nA unique prefix names an option; \\fB\\-\\-name value\\fR and \\fB\\-\\-name=value\\fR are the "
+          "same; "
           "a list takes all values up to the next option.\n"
           ".SH EXIT STATUS\n0 done, 1 failed, 2 wrong usage.\n",
           out);
@@ -160,7 +161,8 @@ struct man_options {
 };
 
 static const struct option_row rows[] = {
-    {OPTION(struct man_options, command), .arg = "COMMAND", .flags = OPTION_POSITIONAL, .help = "the page's command; without it, lora(1)"},
+    {OPTION(struct man_options, command), .arg = "COMMAND", .flags = OPTION_POSITIONAL,
+     .help = "the page's command; without it, lora(1)"},
     {0},
 };
 

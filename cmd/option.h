@@ -60,13 +60,13 @@ enum option_type {
     OPTION_INTS,    /* struct int_list */
 };
 
-#define OPTION_TYPE_OF(x)                                                                                                     \
+#define OPTION_TYPE_OF(x)                                                                                                      \
     _Generic((x), bool: OPTION_FLAG, int64_t: OPTION_INT, size_t: OPTION_SIZE, double: OPTION_FLOAT, const char *: OPTION_STRING, \
         int: OPTION_CHOICE, struct option_dtype: OPTION_DTYPE, struct string_list: OPTION_STRINGS,                            \
         struct float_list: OPTION_FLOATS, struct int_list: OPTION_INTS)
 
 /* The option is named as its field; OPTION_NAMED where the name is no C identifier or differs. */
-#define OPTION(T, field) OPTION_NAMED(T, field, #field)
+#define OPTION(T, field)             OPTION_NAMED(T, field, #field)
 #define OPTION_NAMED(T, field, text) .name = text, .offset = offsetof(T, field), .type = OPTION_TYPE_OF(((T *)0)->field)
 
 enum option_flags {
@@ -81,9 +81,9 @@ struct option_row {
     const char *name; /* without dashes; NULL ends a table */
     enum option_type type;
     size_t offset;
-    const char *arg;            /* what the help shows for the value: FILE, DIR, PATH, N, X, TEXT; FILE, DIR and PATH complete */
-    const char *help;           /* one sentence, small first letter, no full stop */
-    const char *def;            /* default as it would be typed; NULL: unset (false, 0, NULL, -1, empty list) */
+    const char *arg;  /* what the help shows for the value: FILE, DIR, PATH, N, X, TEXT; FILE, DIR and PATH complete */
+    const char *help; /* one sentence, small first letter, no full stop */
+    const char *def;  /* default as it would be typed; NULL: unset (false, 0, NULL, -1, empty list) */
     const char *const *choices; /* OPTION_CHOICE: the words, NULL at the end */
     double min, max;            /* numbers and elements of number lists: inclusive range, checked when min < max */
     unsigned flags;
@@ -92,7 +92,7 @@ struct option_row {
 };
 
 /* An ignored option needs no field: its value, where it takes one, is checked for presence only. */
-#define OPTION_IGNORED_FLAG(text, why) .name = text, .type = OPTION_FLAG, .ignored = why
+#define OPTION_IGNORED_FLAG(text, why)            .name = text, .type = OPTION_FLAG, .ignored = why
 #define OPTION_IGNORED_VALUE(text, argument, why) .name = text, .type = OPTION_STRING, .arg = argument, .ignored = why
 
 enum option_source {

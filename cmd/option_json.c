@@ -166,7 +166,8 @@ static int from_object(struct option_values *tables, size_t n_tables, const json
     const char *key;
     json_t *j;
 
-    json_object_foreach((json_t *)object, key, j) {
+    json_object_foreach((json_t *)object, key, j)
+    {
         if (depth == 0 && (strcmp(key, "command") == 0 || strcmp(key, "version") == 0))
             continue;
         if (json_is_object(j) && depth < 8) {

@@ -195,7 +195,8 @@ static int close_inline(struct toml *t, json_t *table)
     const char *key;
     json_t *v;
 
-    json_object_foreach(table, key, v) {
+    json_object_foreach(table, key, v)
+    {
         if (json_is_object(v) && close_inline(t, v))
             return -1;
     }
@@ -305,11 +306,13 @@ static void remove_states(json_t *v)
 
     if (json_is_object(v)) {
         json_object_del(v, STATE);
-        json_object_foreach(v, key, x) {
+        json_object_foreach(v, key, x)
+        {
             remove_states(x);
         }
     } else if (json_is_array(v)) {
-        json_array_foreach(v, i, x) {
+        json_array_foreach(v, i, x)
+        {
             remove_states(x);
         }
     }

@@ -164,7 +164,8 @@ static int add_escape(struct toml *t, struct text *x, bool multi)
         }
         t->s = at;
     }
-    return toml_fail(t, "unknown escape after '\\'; write a backslash twice, or put the text between single quotes ('C:\\dir')");
+    return toml_fail(t,
+                     "unknown escape after '\\'; write a backslash twice, or put the text between single quotes ('C:\\dir')");
 }
 
 /* The text after its opening quotes. */
@@ -192,7 +193,8 @@ static int text_body(struct toml *t, struct text *x, char quote, bool multi)
             continue;
         }
         if (toml_is_control(c))
-            return toml_fail(t, c == '\n' || c == '\r' ? "the text in quotes does not end on its line" : "control character in a text");
+            return toml_fail(t, c == '\n' || c == '\r' ? "the text in quotes does not end on its line"
+                                                       : "control character in a text");
         t->s++;
         if (quote == '"' && c == '\\') {
             if (add_escape(t, x, multi))

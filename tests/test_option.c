@@ -1,8 +1,9 @@
 /* The parser's rules, and that every row of every command keeps them. */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <setjmp.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <stdio.h>
@@ -71,14 +72,14 @@ static int parse(struct fixture *f, ...)
 }
 
 /* The line must be refused as wrong usage with a message that contains `part`. */
-#define REFUSED(part, ...)                                                                                                    \
-    do {                                                                                                                      \
-        struct fixture f_;                                                                                                    \
-        assert_int_equal(parse(&f_, __VA_ARGS__, NULL), -1);                                                                  \
-        assert_int_equal(f_.err.kind, ERR_USAGE);                                                                             \
-        if (!strstr(f_.err.msg, part))                                                                                        \
-            fail_msg("'%s' is not in: %s", part, f_.err.msg);                                                                 \
-        option_values_free(&f_.v);                                                                                            \
+#define REFUSED(part, ...)                                                                                                     \
+    do {                                                                                                                       \
+        struct fixture f_;                                                                                                     \
+        assert_int_equal(parse(&f_, __VA_ARGS__, NULL), -1);                                                                   \
+        assert_int_equal(f_.err.kind, ERR_USAGE);                                                                              \
+        if (!strstr(f_.err.msg, part))                                                                                         \
+            fail_msg("'%s' is not in: %s", part, f_.err.msg);                                                                  \
+        option_values_free(&f_.v);                                                                                             \
     } while (0)
 
 static void defaults(void **state)
@@ -163,7 +164,8 @@ static void names(void **state)
     struct fixture f;
 
     (void)state;
-    assert_int_equal(parse(&f, "--save_t", "x", "--di=9", "--fl", "--model_original", "m", "--xf", "--device_map", "auto", NULL), 0);
+    assert_int_equal(
+        parse(&f, "--save_t", "x", "--di=9", "--fl", "--model_original", "m", "--xf", "--device_map", "auto", NULL), 0);
     assert_string_equal(f.s.save_to, "x");
     assert_int_equal(f.s.dim, 9);
     assert_true(f.s.flip);
@@ -268,7 +270,8 @@ static void check_rows(const struct command *c, const struct option_row *list, s
 
         if (!r->ignored && !r->alias_of && (!r->help || !r->help[0] || r->help[strlen(r->help) - 1] == '.'))
             fail_msg("%s --%s: help is missing or ends with a full stop", c->name, r->name);
-        if (r->alias_of && (option_find(&v, r->alias_of) == SIZE_MAX || v.rows[option_find(&v, r->alias_of)].offset != r->offset))
+        if (r->alias_of &&
+            (option_find(&v, r->alias_of) == SIZE_MAX || v.rows[option_find(&v, r->alias_of)].offset != r->offset))
             fail_msg("%s --%s: alias of an option with another field", c->name, r->name);
         if (r->type == OPTION_CHOICE && !r->choices)
             fail_msg("%s --%s: no choices", c->name, r->name);

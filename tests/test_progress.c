@@ -1,8 +1,9 @@
 /* Progress and charts: what reaches a terminal, a log, and a machine. */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <setjmp.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <fcntl.h>

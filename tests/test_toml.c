@@ -1,8 +1,9 @@
 /* TOML against golden/toml.json, which Python's tomllib made. */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <setjmp.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <string.h>
@@ -25,7 +26,8 @@ static void same_as_tomllib(void **state)
     size_t i, accepted = 0;
 
     (void)state;
-    json_array_foreach(json_object_get(all, "cases"), i, one) {
+    json_array_foreach(json_object_get(all, "cases"), i, one)
+    {
         const char *text = json_string_value(json_object_get(one, "text"));
         json_t *want = json_object_get(one, "value");
         struct err err = {0};
@@ -55,7 +57,8 @@ static void left_out(void **state)
     size_t i;
 
     (void)state;
-    json_array_foreach(json_object_get(all, "left_out"), i, one) {
+    json_array_foreach(json_object_get(all, "left_out"), i, one)
+    {
         struct err err = {0};
 
         if (toml_parse(json_string_value(one), json_string_length(one), "x.toml", &err))

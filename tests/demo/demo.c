@@ -90,7 +90,12 @@ static void print_sums(const struct sums *s)
         missing += s->missing[b];
         if (s->change[b] == 0)
             continue;
-        snprintf(name[n], sizeof name[n], b == 0 ? "BASE" : b == 13 ? "MID" : b < 13 ? "IN%02d" : "OUT%02d", b < 13 ? b - 1 : b - 14);
+        snprintf(name[n], sizeof name[n],
+                 b == 0    ? "BASE"
+                 : b == 13 ? "MID"
+                 : b < 13  ? "IN%02d"
+                           : "OUT%02d",
+                 b < 13 ? b - 1 : b - 14);
         label[n] = name[n];
         value[n++] = 100 * sqrt(s->missing[b] / s->change[b]);
     }

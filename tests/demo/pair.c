@@ -197,7 +197,8 @@ static int change(float *x, size_t rows, size_t columns, struct rng *r, struct e
 }
 
 /* Weights of the size that networks start with; norms are 1, biases small. */
-static int write_one(struct tensor_writer *base, struct tensor_writer *tuned, const struct tensor_spec *s, size_t i, struct err *err)
+static int write_one(struct tensor_writer *base, struct tensor_writer *tuned, const struct tensor_spec *s, size_t i,
+                     struct err *err)
 {
     size_t n = 0, rows = s->shape.dim[0];
     float *x = NULL;
