@@ -1,6 +1,5 @@
 #include "formats/pickle.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -269,7 +268,8 @@ static int extend(struct vm *vm, enum pickle_kind kind, struct pickle_value **it
     if (!seq)
         return -1;
     if (seq->kind != kind)
-        return pickle_broken(vm, kind == PICKLE_DICT ? "sets items of what is no dictionary" : "adds items to what is no list", err);
+        return pickle_broken(vm, kind == PICKLE_DICT ? "sets items of what is no dictionary" : "adds items to what is no list",
+                             err);
     if (kind == PICKLE_DICT && n % 2)
         return pickle_broken(vm, "has a key without a value", err);
     return pickle_add(vm, seq, item, n, err);
@@ -464,7 +464,8 @@ static int op_persid(struct vm *vm, unsigned arg, struct err *err)
     if (id->kind != PICKLE_TUPLE)
         return pickle_broken(vm, "has a persistent id that is no tuple", err);
     v = pickle_new(vm, PICKLE_PERSID, err);
-    if (!v || mem_grow(&vm->p->persid, &vm->cap_persid, vm->p->n_persid, sizeof *vm->p->persid, "a pickle's storages", err) != 0)
+    if (!v ||
+        mem_grow(&vm->p->persid, &vm->cap_persid, vm->p->n_persid, sizeof *vm->p->persid, "a pickle's storages", err) != 0)
         return -1;
     v->seq = id->seq; /* tuples do not change */
     vm->p->persid[vm->p->n_persid++] = v;
@@ -595,32 +596,4 @@ void pickle_free(struct pickle *p)
     free(p->persid);
     arena_free(&p->arena);
     *p = (struct pickle){0};
-}
-
-/* ---- Looking at values */
-
-const char *pickle_quote(const char *text, size_t n, char *buf, size_t size)
-{
-    size_t k = 0;
-
-    for (; k < n && k + 4 < size; k++)
-        buf[k] = (unsigned char)text[k] >= 0x20 && text[k] != 0x7f ? text[k] : '?';
-    snprintf(buf + k, size - k, "%s", k < n ? "..." : "");
-    return buf;
-}
-
-bool pickle_is(const struct pickle_value *v, const char *s)
-{
-    return v->kind == PICKLE_STR && v->text.n == strlen(s) && memcmp(v->text.s, s, v->text.n) == 0;
-}
-
-const struct pickle_value *pickle_get(const struct pickle_value *dict, const char *key)
-{
-    const struct pickle_value *found = NULL;
-
-    if (dict->kind == PICKLE_DICT)
-        for (size_t i = 0; i + 1 < dict->seq.n; i += 2)
-            if (pickle_is(dict->seq.item[i], key))
-                found = dict->seq.item[i + 1];
-    return found;
 }

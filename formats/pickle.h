@@ -18,7 +18,7 @@
 #include "ref/base/err.h"
 #include "ref/base/mem.h"
 
-#define PICKLE_MAX_BYTES ((size_t)64 << 20)  /* callers read no longer pickle; checkpoints of 1,000 tensors take 0.2 MB */
+#define PICKLE_MAX_BYTES  ((size_t)64 << 20) /* callers read no longer pickle; checkpoints of 1,000 tensors take 0.2 MB */
 #define PICKLE_MAX_VALUES ((size_t)4 << 20)  /* the values of one pickle, and the items that calls copy */
 
 enum pickle_kind {
@@ -40,9 +40,9 @@ enum pickle_kind {
 
 /* A row of the table of objects that a pickle may call. `what` is the caller's own. */
 enum pickle_call {
-    PICKLE_NEVER,  /* known, but only as a name: dtypes, storage classes */
-    PICKLE_VALUE,  /* a call is kept as PICKLE_CALL; setting its state is refused */
-    PICKLE_OBJECT, /* a call is kept as PICKLE_CALL; state set on it is dropped */
+    PICKLE_NEVER,      /* known, but only as a name: dtypes, storage classes */
+    PICKLE_VALUE,      /* a call is kept as PICKLE_CALL; setting its state is refused */
+    PICKLE_OBJECT,     /* a call is kept as PICKLE_CALL; state set on it is dropped */
     PICKLE_MAKES_DICT, /* a call gives a PICKLE_DICT from pairs, a dictionary or nothing; its attributes are dropped */
 };
 

@@ -1,10 +1,12 @@
 #include "formats/pickle_vm.h"
 
+#include <stdio.h>
 #include <string.h>
 
 int pickle_broken(struct vm *vm, const char *what, struct err *err)
 {
-    return err_set(err, "cannot read '%s': its pickle %s; the file is damaged or not a checkpoint, get it again", vm->path, what);
+    return err_set(err, "cannot read '%s': its pickle %s; the file is damaged or not a checkpoint, get it again", vm->path,
+                   what);
 }
 
 /* ---- Input */
@@ -57,7 +59,8 @@ bool pickle_is_utf8(const unsigned char *s, size_t n)
 
         if (more > n - i)
             return false;
-        if ((c == 0xe0 && s[i] < 0xa0) || (c == 0xed && s[i] > 0x9f) || (c == 0xf0 && s[i] < 0x90) || (c == 0xf4 && s[i] > 0x8f))
+        if ((c == 0xe0 && s[i] < 0xa0) || (c == 0xed && s[i] > 0x9f) || (c == 0xf0 && s[i] < 0x90) ||
+            (c == 0xf4 && s[i] > 0x8f))
             return false;
         for (; more > 0; more--)
             if ((s[i++] & 0xc0) != 0x80)
@@ -187,4 +190,32 @@ int pickle_push_int(struct vm *vm, int64_t i, struct err *err)
     if (v)
         v->i = i;
     return pickle_push(vm, v, err);
+}
+
+/* ---- Looking at values */
+
+const char *pickle_quote(const char *text, size_t n, char *buf, size_t size)
+{
+    size_t k = 0;
+
+    for (; k < n && k + 4 < size; k++)
+        buf[k] = (unsigned char)text[k] >= 0x20 && text[k] != 0x7f ? text[k] : '?';
+    snprintf(buf + k, size - k, "%s", k < n ? "..." : "");
+    return buf;
+}
+
+bool pickle_is(const struct pickle_value *v, const char *s)
+{
+    return v->kind == PICKLE_STR && v->text.n == strlen(s) && memcmp(v->text.s, s, v->text.n) == 0;
+}
+
+const struct pickle_value *pickle_get(const struct pickle_value *dict, const char *key)
+{
+    const struct pickle_value *found = NULL;
+
+    if (dict->kind == PICKLE_DICT)
+        for (size_t i = 0; i + 1 < dict->seq.n; i += 2)
+            if (pickle_is(dict->seq.item[i], key))
+                found = dict->seq.item[i + 1];
+    return found;
 }

@@ -1,4 +1,4 @@
-/* The parts of the pickle machine that opcodes are made of: input, values, the stack. Used by pickle.c alone. Functions that
+/* The parts of the pickle machine that opcodes are made of: input, values, the stack. For pickle.c alone. Functions that
  * return a pointer or an int give NULL or -1 after filling err. */
 #ifndef FORMATS_PICKLE_VM_H
 #define FORMATS_PICKLE_VM_H

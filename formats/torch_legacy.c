@@ -84,15 +84,20 @@ static int read_front(struct reader *r, struct err *err)
     struct pickle p = {0};
     int status = next_pickle(r, &p, err);
 
-    if (status == 0 && (p.root->kind != PICKLE_BIGINT || p.root->text.n != sizeof magic || memcmp(p.root->text.s, magic, sizeof magic) != 0))
-        status = err_set(err, "cannot read '%s': it is a pickle, but not one that torch.save() wrote; save it with torch.save() "
-                              "or as safetensors", r->f->path);
+    if (status == 0 &&
+        (p.root->kind != PICKLE_BIGINT || p.root->text.n != sizeof magic || memcmp(p.root->text.s, magic, sizeof magic) != 0))
+        status = err_set(err,
+                         "cannot read '%s': it is a pickle, but not one that torch.save() wrote; save it with torch.save() "
+                         "or as safetensors",
+                         r->f->path);
     pickle_free(&p);
     if (status == 0)
         status = next_pickle(r, &p, err);
     if (status == 0 && (p.root->kind != PICKLE_INT || p.root->i != 1001))
-        status = err_set(err, "cannot read '%s': it has an unknown version of torch's legacy format; save it again with a torch of "
-                              "today", r->f->path);
+        status = err_set(err,
+                         "cannot read '%s': it has an unknown version of torch's legacy format; save it again with a torch of "
+                         "today",
+                         r->f->path);
     pickle_free(&p);
     if (status == 0)
         status = next_pickle(r, &p, err); /* the system's type sizes: the data does not depend on them */
@@ -179,8 +184,10 @@ static int place_storages(struct table *t, const struct reader *r, const struct 
         if (!s || s->placed)
             return damaged(r, "its list of storages names one that is not there, or is there twice", err);
         if (size - at < 8 || s->id.nbytes > size - at - 8)
-            return err_set(err, "cannot read '%s': storage %zu of %zu ends past the end of the file, %" PRIu64 " bytes are missing; "
-                                "the file was cut short, get it again", r->f->path, i + 1, keys->seq.n,
+            return err_set(err,
+                           "cannot read '%s': storage %zu of %zu ends past the end of the file, %" PRIu64 " bytes are missing; "
+                           "the file was cut short, get it again",
+                           r->f->path, i + 1, keys->seq.n,
                            s->id.nbytes > UINT64_MAX - 8 ? UINT64_MAX : s->id.nbytes + 8 - (size - at));
         if (tensor_file_pread(r->f, at, count, 8, "a storage", err) != 0)
             return -1;
@@ -220,8 +227,10 @@ static int open_file(struct tensor_file *f, struct err *err)
     if (tensor_file_pread(f, 0, head, f->file_size < 16 ? (size_t)f->file_size : 16, "its beginning", err) != 0)
         return -1;
     if (is_tar(head, sizeof head))
-        return err_set(err, "cannot read '%s': it is a tar archive of torch before 0.2; load it with a torch of today and save it "
-                            "again", f->path);
+        return err_set(err,
+                       "cannot read '%s': it is a tar archive of torch before 0.2; load it with a torch of today and save it "
+                       "again",
+                       f->path);
     if (read_front(&r, err) != 0 || next_pickle(&r, &object, err) != 0)
         goto out;
     object_window = r.data; /* the object points into it */

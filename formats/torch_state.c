@@ -10,11 +10,24 @@ enum {
     MAX_NAMES = 64 << 20, /* bytes of all names together: one long key may stand above many tensors */
 };
 
-#define STORAGE(name, what) {"torch." name, PICKLE_NEVER, (what)}, {"torch.cuda." name, PICKLE_NEVER, (what)}
-#define DTYPE(name, dt) {"torch." name, PICKLE_NEVER, TORCH_DTYPE | (dt)}
-#define INERT(name) {name, PICKLE_OBJECT, TORCH_INERT}
+#define STORAGE(name, what)                                                                                                    \
+    {"torch." name, PICKLE_NEVER, (what)},                                                                                     \
+    {                                                                                                                          \
+        "torch.cuda." name, PICKLE_NEVER, (what)                                                                               \
+    }
+#define DTYPE(name, dt)                                                                                                        \
+    {                                                                                                                          \
+        "torch." name, PICKLE_NEVER, TORCH_DTYPE | (dt)                                                                        \
+    }
+#define INERT(name)                                                                                                            \
+    {                                                                                                                          \
+        name, PICKLE_OBJECT, TORCH_INERT                                                                                       \
+    }
 #define BUILTIN(name) INERT("builtins." name), INERT("__builtin__." name)
-#define DICT(name) {name, PICKLE_MAKES_DICT, TORCH_INERT}
+#define DICT(name)                                                                                                             \
+    {                                                                                                                          \
+        name, PICKLE_MAKES_DICT, TORCH_INERT                                                                                   \
+    }
 
 /* Who may be "called". The inert ones hold settings and counters beside the tensors; a call leaves a name behind. */
 const struct pickle_global torch_globals[] = {
@@ -87,6 +100,8 @@ const struct pickle_global torch_globals[] = {
     INERT("pathlib.PureWindowsPath"),
     INERT("argparse.Namespace"),
     INERT("datetime.datetime"),
+    INERT("datetime.date"),
+    INERT("datetime.timezone"),
     INERT("datetime.timedelta"),
     INERT("omegaconf.dictconfig.DictConfig"),
     INERT("omegaconf.listconfig.ListConfig"),
@@ -101,13 +116,28 @@ const struct pickle_global torch_globals[] = {
 };
 
 /* Where a state dict may stand, the more specific first. */
-static const char *const wrappers[] = {"state_dict", "model_state_dict", "params_ema", "params", "model", "module", "net", NULL};
+static const char *const wrappers[] = {"state_dict", "model_state_dict", "params_ema", "params",
+                                       "model",      "module",           "net",        NULL};
 
 /* What stands beside one and may hold tensors that are none of the model's. */
-static const char *const extras[] = {
-    "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "lr_schedulers", "lr_scheduler", "scheduler",
-    "scheduler_state_dict", "callbacks", "loops", "hyper_parameters", "rng_state", "random_states", "scaler", "amp",
-    "amp_scaling_state", "native_amp_scaling_state", NULL};
+static const char *const extras[] = {"optimizer",
+                                     "optimizers",
+                                     "optimizer_states",
+                                     "optimizer_state_dict",
+                                     "lr_schedulers",
+                                     "lr_scheduler",
+                                     "scheduler",
+                                     "scheduler_state_dict",
+                                     "callbacks",
+                                     "loops",
+                                     "hyper_parameters",
+                                     "rng_state",
+                                     "random_states",
+                                     "scaler",
+                                     "amp",
+                                     "amp_scaling_state",
+                                     "native_amp_scaling_state",
+                                     NULL};
 
 static bool listed(const struct pickle_value *key, const char *const *names)
 {
@@ -191,7 +221,8 @@ struct walk {
 
 static int cannot(const struct walk *w, const char *what, struct err *err)
 {
-    return err_set(err, "cannot read '%s': its pickle %s; the file is damaged or not a checkpoint, get it again", w->path, what);
+    return err_set(err, "cannot read '%s': its pickle %s; the file is damaged or not a checkpoint, get it again", w->path,
+                   what);
 }
 
 /* Makes the name of a part: the name of length n so far, a dot, part. *out gets its length. */

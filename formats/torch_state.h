@@ -14,24 +14,24 @@
 
 /* Metadata of a file in torch's formats, both read and written: under which key of the root the tensors stand (none: the
  * root itself), and the integers beside them. A safetensors file may carry them without harm. */
-#define TORCH_META_ROOT "ckpt.root_key"       /* "state_dict" for a checkpoint that sd-scripts and web UIs expect */
+#define TORCH_META_ROOT  "ckpt.root_key" /* "state_dict" for a checkpoint that sd-scripts and web UIs expect */
 #define TORCH_META_EPOCH "ckpt.epoch"
-#define TORCH_META_STEP "ckpt.global_step"
+#define TORCH_META_STEP  "ckpt.global_step"
 
 /* The rows of pickle_parse() for everything torch.save writes around tensors. `what` of a row is one of these, and for the
  * first three its low byte an enum dtype, or an element size where we have no type for it. */
 enum torch_what {
     TORCH_INERT = 0,
-    TORCH_STORAGE = 0x100,   /* a storage class of a type that we have */
-    TORCH_DTYPE = 0x200,     /* torch.float32 ... */
-    TORCH_ODD = 0x300,       /* a storage class of elements that we have no type for: low byte = their size */
-    TORCH_BYTES = 0x400,     /* UntypedStorage: the type stands with the tensor */
-    TORCH_REBUILD = 0x500,   /* _rebuild_tensor(_v2)(storage, offset, size, stride, ...) */
-    TORCH_REBUILD_V3 = 0x600,/* ... (storage, offset, size, stride, requires_grad, hooks, dtype, metadata) */
-    TORCH_WRAPPER = 0x700,   /* Parameter and _rebuild_parameter: the tensor is the first argument */
-    TORCH_TYPED = 0x800,     /* _rebuild_from_type_v2(function, type, arguments, state) */
-    TORCH_SIZE = 0x900,      /* torch.Size(tuple) */
-    TORCH_WHAT = 0xff00,     /* mask */
+    TORCH_STORAGE = 0x100,    /* a storage class of a type that we have */
+    TORCH_DTYPE = 0x200,      /* torch.float32 ... */
+    TORCH_ODD = 0x300,        /* a storage class of elements that we have no type for: low byte = their size */
+    TORCH_BYTES = 0x400,      /* UntypedStorage: the type stands with the tensor */
+    TORCH_REBUILD = 0x500,    /* _rebuild_tensor(_v2)(storage, offset, size, stride, ...) */
+    TORCH_REBUILD_V3 = 0x600, /* ... (storage, offset, size, stride, requires_grad, hooks, dtype, metadata) */
+    TORCH_WRAPPER = 0x700,    /* Parameter and _rebuild_parameter: the tensor is the first argument */
+    TORCH_TYPED = 0x800,      /* _rebuild_from_type_v2(function, type, arguments, state) */
+    TORCH_SIZE = 0x900,       /* torch.Size(tuple) */
+    TORCH_WHAT = 0xff00,      /* mask */
 };
 
 extern const struct pickle_global torch_globals[]; /* ends with a NULL name */
@@ -43,15 +43,15 @@ enum torch_what torch_what(const struct pickle_value *v);
 bool torch_tensor_args(const struct pickle_value *v, const struct pickle_global **row, const struct pickle_value **args);
 
 struct torch_named {
-    const char *name;                 /* UTF-8, in the arena */
-    const struct pickle_global *row;  /* who rebuilds it */
-    const struct pickle_value *args;  /* from what */
+    const char *name;                /* UTF-8, in the arena */
+    const struct pickle_global *row; /* who rebuilds it */
+    const struct pickle_value *args; /* from what */
 };
 
 struct torch_state {
     struct torch_named *tensor; /* [count], in the order of the pickle; freed by torch_state_free() */
     size_t count;
-    const char *root_key;  /* of the wrapper, or NULL; in the arena */
+    const char *root_key;            /* of the wrapper, or NULL; in the arena */
     const struct pickle_value *root; /* of the whole pickle */
 };
 

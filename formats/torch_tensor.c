@@ -7,14 +7,14 @@
 #include <string.h>
 
 enum {
-    KEPT = 4,                  /* decoded tensors kept while they are read in parts */
-    MAX_EXPANDED = 16 << 20,   /* bytes by which a tensor may exceed the file: strides of 0 repeat elements */
+    KEPT = 4,                /* decoded tensors kept while they are read in parts */
+    MAX_EXPANDED = 16 << 20, /* bytes by which a tensor may exceed the file: strides of 0 repeat elements */
 };
 
 struct view {
     struct torch_storage storage;
-    uint64_t first, length;             /* the bytes of the storage from the first to the last element used */
-    size_t stride[TENSOR_MAX_DIMS];     /* in elements */
+    uint64_t first, length;         /* the bytes of the storage from the first to the last element used */
+    size_t stride[TENSOR_MAX_DIMS]; /* in elements */
 };
 
 /* A tensor whose bytes were gathered, for callers that ask for it part by part. */
@@ -99,7 +99,8 @@ static int get_dims(const struct pickle_value *v, size_t dim[TENSOR_MAX_DIMS])
 /* The type of a tensor's elements: from its storage's class, or written beside it. */
 static int get_dtype(const struct torch_named *t, const struct torch_id *id, enum dtype *out, struct err *err)
 {
-    const struct pickle_value *last = (t->row->what & TORCH_WHAT) == TORCH_REBUILD_V3 && t->args->seq.n > 6 ? t->args->seq.item[6] : NULL;
+    const struct pickle_value *last =
+        (t->row->what & TORCH_WHAT) == TORCH_REBUILD_V3 && t->args->seq.n > 6 ? t->args->seq.item[6] : NULL;
 
     if ((id->what & TORCH_WHAT) == TORCH_STORAGE && !last) {
         *out = (enum dtype)(id->what & 0xff);
@@ -150,9 +151,13 @@ static int read_view(const struct torch_named *t, struct torch_id *id, struct te
             return refuse("it reaches beyond its storage", err);
     if (!mem_mul(first, element, &v->first) || (numel && (!mem_add(last, 1, &last) || !mem_mul(last, element, &last))))
         return refuse("it reaches beyond its storage", err);
-    v->length = numel ? last : 0;
+    if (numel == 0) { /* nothing is read, wherever torch says it begins */
+        v->first = v->length = 0;
+        return 0;
+    }
+    v->length = last;
     if (v->first > id->length || v->length > id->length - v->first)
-        return numel ? refuse("it reaches beyond its storage", err) : (v->first = 0, 0);
+        return refuse("it reaches beyond its storage", err);
     v->first += id->first;
     return 0;
 }
@@ -166,7 +171,8 @@ struct fill {
     struct torch_impl *impl;
 };
 
-static int fill_entry(const struct fill *c, const struct torch_named *t, struct tensor_entry *e, struct view *v, struct err *err)
+static int fill_entry(const struct fill *c, const struct torch_named *t, struct tensor_entry *e, struct view *v,
+                      struct err *err)
 {
     struct torch_id id;
     bool dense = false;
@@ -175,8 +181,10 @@ static int fill_entry(const struct fill *c, const struct torch_named *t, struct 
     if (read_view(t, &id, e, v, &dense, err) != 0 || c->locate(c->f, c->ctx, &id, &v->storage, err) != 0)
         return -1;
     if (v->storage.nbytes < id.nbytes)
-        return err_set(err, "its storage has %" PRIu64 " of the %" PRIu64 " bytes that it should have; the file is damaged, get it "
-                            "again", v->storage.nbytes, id.nbytes);
+        return err_set(err,
+                       "its storage has %" PRIu64 " of the %" PRIu64 " bytes that it should have; the file is damaged, get it "
+                       "again",
+                       v->storage.nbytes, id.nbytes);
     if (e->nbytes > v->storage.nbytes && e->nbytes - v->storage.nbytes > MAX_EXPANDED && e->nbytes > c->f->file_size)
         return refuse("its strides of 0 make it larger than the whole file", err);
     e->plain = dense && !v->storage.packed && !(c->impl->swap && dtype_size(e->dtype) > 1);
@@ -207,7 +215,8 @@ static int sort_entries(struct tensor_file *f, struct tensor_entry *from, const 
     if (!place)
         return -1;
     for (size_t i = 0; i < f->count; i++)
-        place[i] = (struct place){(view[i].storage.packed ? view[i].storage.packed->offset : view[i].storage.offset) + view[i].first, i};
+        place[i] = (struct place){
+            (view[i].storage.packed ? view[i].storage.packed->offset : view[i].storage.offset) + view[i].first, i};
     qsort(place, f->count, sizeof *place, by_place);
     for (size_t i = 0; i < f->count; i++)
         to[i] = from[place[i].index];
@@ -254,7 +263,7 @@ static int fill_all(struct tensor_file *f, const struct torch_state *s, struct f
     for (size_t i = 0; i < s->count; i++) {
         e[i].slot = i;
         if (fill_entry(c, &s->tensor[i], &e[i], &c->impl->view[i], err) != 0) {
-            err_prefix(err, "cannot read '%s': tensor '%s': ", f->path, s->tensor[i].name);
+            err_prefix(err, "cannot read '%s': tensor '%.200s': ", f->path, s->tensor[i].name);
             goto out;
         }
     }
@@ -369,7 +378,8 @@ static const unsigned char *keep(const struct tensor_file *f, const struct tenso
     return k->bytes;
 }
 
-int torch_file_read(const struct tensor_file *f, const struct tensor_entry *e, size_t first, size_t n, void *dst, struct err *err)
+int torch_file_read(const struct tensor_file *f, const struct tensor_entry *e, size_t first, size_t n, void *dst,
+                    struct err *err)
 {
     struct torch_impl *impl = f->impl;
     const unsigned char *bytes;
@@ -388,5 +398,5 @@ int torch_file_read(const struct tensor_file *f, const struct tensor_entry *e, s
             status = -1;
         pthread_mutex_unlock(&impl->lock);
     }
-    return status == 0 ? 0 : err_prefix(err, "tensor '%s': ", e->name);
+    return status == 0 ? 0 : err_prefix(err, "cannot read tensor '%.200s': ", e->name);
 }

@@ -32,14 +32,16 @@ struct torch_storage {
 };
 
 /* Finds the storage; 0, or -1 with err filled as "tensor 'x': ..." would end: the caller puts the tensor's name before. */
-typedef int torch_locate(struct tensor_file *f, void *ctx, const struct torch_id *id, struct torch_storage *out, struct err *err);
+typedef int torch_locate(struct tensor_file *f, void *ctx, const struct torch_id *id, struct torch_storage *out,
+                         struct err *err);
 
 /* Fills entries, count, metadata and impl of f from the pickle, which is needed no longer afterwards. swap: the data is
  * big-endian. Returns 0 or -1. */
 int torch_file_fill(struct tensor_file *f, const struct pickle *p, torch_locate *locate, void *ctx, bool swap, struct err *err);
 
 /* The read and close functions of both rows. */
-int torch_file_read(const struct tensor_file *f, const struct tensor_entry *e, size_t first, size_t n, void *dst, struct err *err);
+int torch_file_read(const struct tensor_file *f, const struct tensor_entry *e, size_t first, size_t n, void *dst,
+                    struct err *err);
 void torch_file_close(struct tensor_file *f);
 
 #endif

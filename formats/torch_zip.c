@@ -37,17 +37,22 @@ static int find_folder(struct tensor_file *f, struct archive *a, struct err *err
         if (n < n_tail || strcmp(name + n - n_tail, tail) != 0 || (n > n_tail && name[n - n_tail - 1] != '/'))
             continue;
         if (a->folder)
-            return err_set(err, "cannot read '%s': its zip archive has several data.pkl; give an archive of one checkpoint", f->path);
+            return err_set(err, "cannot read '%s': its zip archive has several data.pkl; give an archive of one checkpoint",
+                           f->path);
         a->folder = arena_printf(&f->arena, err, "%.*s", (int)(n - n_tail), name);
         if (!a->folder)
             return -1;
     }
     if (!a->folder)
-        return err_set(err, "cannot read '%s': it is a zip archive, but not one that torch saved (there is no data.pkl in it); "
-                            "unpack it and give the checkpoint", f->path);
+        return err_set(err,
+                       "cannot read '%s': it is a zip archive, but not one that torch saved (there is no data.pkl in it); "
+                       "unpack it and give the checkpoint",
+                       f->path);
     if (find(f, a, "constants.pkl", 13, err))
-        return err_set(err, "cannot read '%s': it is a TorchScript program, not a checkpoint; save its state_dict() with "
-                            "torch.save()", f->path);
+        return err_set(err,
+                       "cannot read '%s': it is a TorchScript program, not a checkpoint; save its state_dict() with "
+                       "torch.save()",
+                       f->path);
     return 0;
 }
 
@@ -57,8 +62,8 @@ static unsigned char *read_entry(struct tensor_file *f, const struct zip_entry *
     unsigned char *data;
 
     if (e->size > max) {
-        err_set(err, "cannot read '%s': zip entry '%s' is too large to be what it says; the file is damaged, get it again", f->path,
-                e->name);
+        err_set(err, "cannot read '%s': zip entry '%s' is too large to be what it says; the file is damaged, get it again",
+                f->path, e->name);
         return NULL;
     }
     data = mem_new((size_t)e->size, "a zip entry", err);
@@ -84,8 +89,8 @@ static int read_byteorder(struct tensor_file *f, const struct archive *a, bool *
     if (e->size == 3 && memcmp(text, "big", 3) == 0)
         *swap = true;
     else if (e->size != 6 || memcmp(text, "little", 6) != 0)
-        status = err_set(err, "cannot read '%s': its byteorder is neither 'little' nor 'big'; the file is damaged, get it again",
-                         f->path);
+        status = err_set(
+            err, "cannot read '%s': its byteorder is neither 'little' nor 'big'; the file is damaged, get it again", f->path);
     free(text);
     return status;
 }
@@ -110,6 +115,24 @@ static int locate(struct tensor_file *f, void *ctx, const struct torch_id *id, s
     return 0;
 }
 
+/* An archive may begin with other bytes (a script that unpacks it); what is no archive at all deserves a better word. */
+static int open_archive(struct tensor_file *f, struct archive *a, struct err *err)
+{
+    unsigned char head[4] = {0};
+    size_t n = f->file_size < 4 ? (size_t)f->file_size : 4;
+
+    if (tensor_file_pread(f, 0, head, n, "its beginning", err) != 0)
+        return -1;
+    if (zip_open(&a->zip, f, err) == 0)
+        return 0;
+    if (probe(head, n, f->file_size) || !strstr(err->msg, "no directory"))
+        return -1;
+    return err_set(err,
+                   "cannot read '%s': its content is neither a zip archive nor a pickle of torch, as its name promises; get "
+                   "it again",
+                   f->path);
+}
+
 static int open_file(struct tensor_file *f, struct err *err)
 {
     struct archive a = {0};
@@ -119,7 +142,7 @@ static int open_file(struct tensor_file *f, struct err *err)
     bool swap;
     int status = -1;
 
-    if (zip_open(&a.zip, f, err) != 0 || find_folder(f, &a, err) != 0 || read_byteorder(f, &a, &swap, err) != 0)
+    if (open_archive(f, &a, err) != 0 || find_folder(f, &a, err) != 0 || read_byteorder(f, &a, &swap, err) != 0)
         return -1;
     e = find(f, &a, "data.pkl", 8, err);
     data = e ? read_entry(f, e, PICKLE_MAX_BYTES, err) : NULL;

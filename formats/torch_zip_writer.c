@@ -151,13 +151,20 @@ static void put_tuple(struct pickler *p, const uint64_t *v, int n)
 static const struct {
     const char *class, *dtype;
 } type_names[DT_COUNT] = {
-    [DT_F32] = {"torch\nFloatStorage\n", NULL},        [DT_F16] = {"torch\nHalfStorage\n", NULL},
-    [DT_BF16] = {"torch\nBFloat16Storage\n", NULL},    [DT_F64] = {"torch\nDoubleStorage\n", NULL},
-    [DT_I64] = {"torch\nLongStorage\n", NULL},         [DT_I32] = {"torch\nIntStorage\n", NULL},
-    [DT_I16] = {"torch\nShortStorage\n", NULL},        [DT_I8] = {"torch\nCharStorage\n", NULL},
-    [DT_U8] = {"torch\nByteStorage\n", NULL},          [DT_BOOL] = {"torch\nBoolStorage\n", NULL},
-    [DT_F8_E4M3] = {NULL, "torch\nfloat8_e4m3fn\n"},   [DT_F8_E5M2] = {NULL, "torch\nfloat8_e5m2\n"},
-    [DT_U64] = {NULL, "torch\nuint64\n"},              [DT_U32] = {NULL, "torch\nuint32\n"},
+    [DT_F32] = {"torch\nFloatStorage\n", NULL},
+    [DT_F16] = {"torch\nHalfStorage\n", NULL},
+    [DT_BF16] = {"torch\nBFloat16Storage\n", NULL},
+    [DT_F64] = {"torch\nDoubleStorage\n", NULL},
+    [DT_I64] = {"torch\nLongStorage\n", NULL},
+    [DT_I32] = {"torch\nIntStorage\n", NULL},
+    [DT_I16] = {"torch\nShortStorage\n", NULL},
+    [DT_I8] = {"torch\nCharStorage\n", NULL},
+    [DT_U8] = {"torch\nByteStorage\n", NULL},
+    [DT_BOOL] = {"torch\nBoolStorage\n", NULL},
+    [DT_F8_E4M3] = {NULL, "torch\nfloat8_e4m3fn\n"},
+    [DT_F8_E5M2] = {NULL, "torch\nfloat8_e5m2\n"},
+    [DT_U64] = {NULL, "torch\nuint64\n"},
+    [DT_U32] = {NULL, "torch\nuint32\n"},
     [DT_U16] = {NULL, "torch\nuint16\n"},
 };
 
@@ -190,7 +197,8 @@ static void put_tensor(struct pickler *p, const struct tensor_slot *s, size_t ke
         stride[d] = step;
         step *= shape->dim[d] ? shape->dim[d] : 1; /* torch counts an empty dimension as 1 here */
     }
-    put_global(p, &p->rebuild[dtype != NULL], dtype ? "torch._utils\n_rebuild_tensor_v3\n" : "torch._utils\n_rebuild_tensor_v2\n");
+    put_global(p, &p->rebuild[dtype != NULL],
+               dtype ? "torch._utils\n_rebuild_tensor_v3\n" : "torch._utils\n_rebuild_tensor_v2\n");
     put_op(&p->b, '(');
     put_persid(p, s, key);
     put_int(p, 0);
@@ -379,8 +387,8 @@ static int layout(struct tensor_writer *w, struct err *err)
 static void put_common(struct bytes *b, const struct entry *e, bool wide, size_t n_extra)
 {
     put_le(b, wide ? 45 : 20, 2);
-    put_le(b, 0x0800, 2); /* names are UTF-8 */
-    put_le(b, 0, 2);      /* stored */
+    put_le(b, 0x0800, 2);     /* names are UTF-8 */
+    put_le(b, 0, 2);          /* stored */
     put_le(b, 0x00210000, 4); /* 1 January 1980, midnight: the same bytes each time */
     put_le(b, e->crc, 4);
     put_le(b, wants64(e->size) ? UINT32_MAX : e->size, 4);

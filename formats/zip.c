@@ -98,7 +98,8 @@ static int find_end(struct tensor_file *f, struct directory *d, struct err *err)
             status = read_end(f, f->file_size - n + i, tail + i, d, err);
             goto out;
         }
-    err_set(err, "cannot read '%s': its zip archive has no directory at the end; the file was cut short, get it again", f->path);
+    err_set(err, "cannot read '%s': its zip archive has no directory at the end; the file was cut short, get it again",
+            f->path);
 out:
     free(tail);
     return status;
@@ -149,10 +150,15 @@ static int read_row(struct tensor_file *f, const struct directory *d, struct zip
     for (size_t i = 0; i < n_name; i++)
         if ((unsigned char)name[i] < 0x20 || name[i] == 0x7f)
             return broken(f, "has a name with control characters", err);
-    *e = (struct zip_entry){.name = name, .crc = get32(p + 16), .packed = get32(p + 20), .size = get32(p + 24),
-                            .header = get32(p + 42), .deflated = get16(p + 10) == 8};
+    *e = (struct zip_entry){.name = name,
+                            .crc = get32(p + 16),
+                            .packed = get32(p + 20),
+                            .size = get32(p + 24),
+                            .header = get32(p + 42),
+                            .deflated = get16(p + 10) == 8};
     if (get16(p + 8) & 0x2041)
-        return err_set(err, "cannot read '%s': zip entry '%s' is encrypted; save the checkpoint without a password", f->path, name);
+        return err_set(err, "cannot read '%s': zip entry '%s' is encrypted; save the checkpoint without a password", f->path,
+                       name);
     if (get16(p + 10) != 0 && get16(p + 10) != 8)
         return err_set(err, "cannot read '%s': zip entry '%s' is packed with method %d; pack it with deflate or not at all",
                        f->path, name, get16(p + 10));
@@ -202,7 +208,8 @@ static int by_header(const void *a, const void *b)
     return x->header < y->header ? -1 : x->header > y->header;
 }
 
-static int read_rows(struct zip *z, struct tensor_file *f, const struct directory *d, const unsigned char *rows, struct err *err)
+static int read_rows(struct zip *z, struct tensor_file *f, const struct directory *d, const unsigned char *rows,
+                     struct err *err)
 {
     struct zip_entry *e = arena_alloc(&f->arena, (size_t)(d->count + 1) * sizeof *e, err);
     size_t at = 0, used = 0, n = (size_t)d->count;

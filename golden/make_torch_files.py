@@ -1,12 +1,14 @@
 """Files as torch writes them, their content as safetensors, and the pickles that our writer has to match.
 
     python golden/make_torch_files.py golden/torch      makes the files
+    python golden/make_torch_files.py corpus tests/fuzz/corpus    makes the fuzzers' seeds out of golden/torch and a few more
     python golden/make_torch_files.py check FILE REF    loads FILE with torch (weights only) and compares with REF.safetensors
 """
 import collections
 import io
 import os
 import pathlib
+import pickle
 import random
 import sys
 import types
@@ -170,7 +172,44 @@ def check(path, reference):
     print("equal:", len(want), "tensors; all checksums right")
 
 
+def corpus(folder, golden="golden/torch"):
+    def write(kind, name, data):
+        os.makedirs(os.path.join(folder, kind), exist_ok=True)
+        open(os.path.join(folder, kind, name), "wb").write(data)
+
+    def pickle_of(file):
+        z = zipfile.ZipFile(file)
+        return z.read(next(n for n in z.namelist() if n.endswith("data.pkl")))
+
+    for name in ("bare.pt", "big_endian.pt", "deflated.ckpt", "no_crc.pt", "protocol4.pt", "lightning.ckpt"):
+        write("torch_zip", name, open(os.path.join(golden, name), "rb").read())
+    for name in ("legacy_types.pt", "legacy_views.bin", "legacy_lightning.ckpt"):
+        write("torch_legacy", name, open(os.path.join(golden, name), "rb").read())
+    for name in ("types.pt", "views.pt", "lightning.ckpt", "nested.pt", "list.pt", "protocol5.pt"):
+        write("torch_zip", name.split(".")[0] + ".pkl", pickle_of(os.path.join(golden, name)))
+        write("pickle", name.split(".")[0], pickle_of(os.path.join(golden, name)))
+    for p in range(6):
+        obj = {"a": [1, -2, 3.5, None, True, 2**70], "b": (b"xy", "z"), 3: {4, 5}, "o": collections.OrderedDict(x=1)}
+        write("pickle", f"values{p}", pickle.dumps(obj, p))
+    b = torch.arange(16.0)
+    for name, obj in {
+        "one_storage": {"a": b.view(4, 4), "t": b.view(4, 4).t(), "o": b[3:7], "e": b[:1].expand(3), "z": b[2],
+                        "p": torch.nn.Parameter(b), "n": b[:0]},
+        "wrapped": {"state_dict": collections.OrderedDict(x=b, y={"z": b[1:]}), "epoch": 3, "global_step": 9, "optimizer": [b]},
+        "list": [b, b[1:], (b[2:], {"k": b})],
+        "untyped": {"u": torch.ones(4, dtype=torch.uint16)},
+        "half": {"h": torch.ones(32).half()[::2]},
+    }.items():
+        buffer = io.BytesIO()
+        torch.save(obj, buffer)
+        write("torch_zip", name + ".pkl", pickle_of(buffer))
+        buffer = io.BytesIO()
+        torch.save(obj, buffer, _use_new_zipfile_serialization=False)
+        write("torch_legacy", name + ".pt", buffer.getvalue())
+
+
 if __name__ == "__main__":
     random.seed(1)
     torch.manual_seed(1)
-    check(*sys.argv[2:]) if sys.argv[1] == "check" else main(sys.argv[1])
+    modes = {"check": check, "corpus": corpus}
+    modes[sys.argv[1]](*sys.argv[2:]) if sys.argv[1] in modes else main(sys.argv[1])

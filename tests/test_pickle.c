@@ -1,8 +1,9 @@
 /* pickles: values of every protocol, and programs that must not run */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <setjmp.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <stdlib.h>
@@ -45,8 +46,10 @@ static void refused(const void *data, size_t n, const char *words)
 /* {'a': [1, -2, 3.5, None, True], 'b': (b'xy', 2**70), 'a': {}} by hand, the second 'a' counts */
 static void test_values(void **state)
 {
-    static const char bytes[] = "\x80\x02}q\x00(X\x01\x00\x00\x00" "aq\x01](K\x01J\xfe\xff\xff\xffG\x40\x0c\0\0\0\0\0\0N\x88"
-                                "eX\x01\0\0\0" "bC\x02xy\x8a\x09\0\0\0\0\0\0\0\0\x40\x86h\x01}u.tail";
+    static const char bytes[] = "\x80\x02}q\x00(X\x01\x00\x00\x00"
+                                "aq\x01](K\x01J\xfe\xff\xff\xffG\x40\x0c\0\0\0\0\0\0N\x88"
+                                "eX\x01\0\0\0"
+                                "bC\x02xy\x8a\x09\0\0\0\0\0\0\0\0\x40\x86h\x01}u.tail";
     const struct pickle_value *v, *list;
     struct err err = {0};
     struct pickle p;
@@ -108,8 +111,12 @@ static void test_integers(void **state)
     assert_int_equal(ONE_INT("\x8b\x02\x00\x00\x00\xff\x7f."), 32767);
     assert_int_equal(ONE_INT("I-12\n."), -12);
     assert_int_equal(ONE_INT("L34L\n."), 34);
-    assert_int_equal(ONE_INT("K\x01K\x02" "0."), 1);
-    assert_int_equal(ONE_INT("K\x05(K\x06K\x07" "1."), 5);
+    assert_int_equal(ONE_INT("K\x01K\x02"
+                             "0."),
+                     1);
+    assert_int_equal(ONE_INT("K\x05(K\x06K\x07"
+                             "1."),
+                     5);
     assert_int_equal(ONE_INT("K\x09\x94K\x01h\x00."), 9);
     assert_int_equal(ONE_INT("K\x09p3\nK\x01g3\n."), 9);
     assert_int_equal(ONE_INT("\x80\x04\x95\x03\0\0\0\0\0\0\0K\x07."), 7);
@@ -117,9 +124,12 @@ static void test_integers(void **state)
 
 static void test_calls_kept(void **state)
 {
-    static const char dict[] = "ccollections\nOrderedDict\n](X\x01\0\0\0xK\x01\x86X\x01\0\0\0yK\x02\x86" "e\x85R}b.";
+    static const char dict[] = "ccollections\nOrderedDict\n](X\x01\0\0\0xK\x01\x86X\x01\0\0\0yK\x02\x86"
+                               "e\x85R}b.";
     static const char tensor[] = "ctorch._utils\nrebuild\n(U\x07storageK\x03tQ\x85R.";
-    static const char object[] = "\x80\x04\x8c\x05numpy\x8c\x05" "dtype\x93)\x81N" "b.";
+    static const char object[] = "\x80\x04\x8c\x05numpy\x8c\x05"
+                                 "dtype\x93)\x81N"
+                                 "b.";
     static const char unknown[] = "}cpytorch_lightning\nModelCheckpoint\nK\x01s.";
     struct err err = {0};
     struct pickle p;
@@ -162,13 +172,21 @@ static void test_malicious(void **state)
     REFUSED("\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.", "call 'os.system'");
     REFUSED("(S'true'\nios\nsystem\n.", "call 'os.system'");
     REFUSED("(cos\nsystem\nS'true'\no.", "call 'os.system'");
-    REFUSED("\x80\x02" "cos\nsystem\nX\x04\0\0\0true\x85\x81.", "call 'os.system'");
-    REFUSED("\x80\x04" "cos\nsystem\nX\x04\0\0\0true\x85}\x92.", "call 'os.system'");
+    REFUSED("\x80\x02"
+            "cos\nsystem\nX\x04\0\0\0true\x85\x81.",
+            "call 'os.system'");
+    REFUSED("\x80\x04"
+            "cos\nsystem\nX\x04\0\0\0true\x85}\x92.",
+            "call 'os.system'");
     REFUSED("cos\nsystem\n}b.", "call 'os.system'");
-    REFUSED("cbuiltins\neval\nX\x01\0\0\0" "1\x85R.", "call 'builtins.eval'");
+    REFUSED("cbuiltins\neval\nX\x01\0\0\0"
+            "1\x85R.",
+            "call 'builtins.eval'");
     REFUSED("c__builtin__\ngetattr\n)R.", "call '__builtin__.getattr'");
     REFUSED("ctorch.storage\n_load_from_bytes\nC\x01x\x85R.", "call 'torch.storage._load_from_bytes'");
-    REFUSED("\x80\x04\x8c\x0b" "collections\x8c\x12OrderedDict.copy.x\x93)R.", "call 'collections.OrderedDict.copy.x'");
+    REFUSED("\x80\x04\x8c\x0b"
+            "collections\x8c\x12OrderedDict.copy.x\x93)R.",
+            "call 'collections.OrderedDict.copy.x'");
     REFUSED("ctorch\nfloat32\n)R.", "call 'torch.float32'");
     REFUSED("c\n\n)R.", "call '.'");
     REFUSED("cos\x01\x1b[2J\nx\x7fy\n)R.", "call 'os??[2J.x?y'");
@@ -196,22 +214,36 @@ static void test_broken(void **state)
     REFUSED("1.", "did not open");
     REFUSED("(o.", "empty stack");
     REFUSED("}(K\x01u.", "without a value");
-    REFUSED("(K\x01" "d.", "without a value");
+    REFUSED("(K\x01"
+            "d.",
+            "without a value");
     REFUSED("]K\x01K\x02s.", "no dictionary");
-    REFUSED("}K\x01" "a.", "no list");
+    REFUSED("}K\x01"
+            "a.",
+            "no list");
     REFUSED("K\x01K\x02\x93.", "no string");
     REFUSED("K\x01)R.", "no function");
     REFUSED("cnumpy\ndtype\n]R.", "no tuple");
-    REFUSED("ccollections\nOrderedDict\n]K\x01" "a\x85R.", "no pairs");
+    REFUSED("ccollections\nOrderedDict\n]K\x01"
+            "a\x85R.",
+            "no pairs");
     REFUSED("K\x01}b.", "plain value");
     REFUSED("K\x01Q.", "no tuple");
     REFUSED("h\x00.", "never remembered");
     REFUSED("g1234567890123\n.", "malformed memo");
     REFUSED("K\x01r\xff\xff\xff\x7f.", "impossible place");
-    REFUSED("X\xff\xff\xff\xff" "abc", "ends in its middle");
-    REFUSED("\x8d\xff\xff\xff\xff\xff\xff\xff\xff" "abc", "ends in its middle");
-    REFUSED("\x8b\xff\xff\xff\x7f" "abc", "ends in its middle");
-    REFUSED("\x8b\xff\xff\xff\xff" "abc", "impossible length");
+    REFUSED("X\xff\xff\xff\xff"
+            "abc",
+            "ends in its middle");
+    REFUSED("\x8d\xff\xff\xff\xff\xff\xff\xff\xff"
+            "abc",
+            "ends in its middle");
+    REFUSED("\x8b\xff\xff\xff\x7f"
+            "abc",
+            "ends in its middle");
+    REFUSED("\x8b\xff\xff\xff\xff"
+            "abc",
+            "impossible length");
     REFUSED("\x95\xff\xff\xff", "ends in its middle");
     REFUSED("X\x02\0\0\0\xc0\x80.", "not UTF-8");
     REFUSED("X\x03\0\0\0\xed\xa0\x80.", "not UTF-8");
@@ -246,8 +278,13 @@ static void test_bombs(void **state)
         {"", "(", "", "nests deeper"},
         {"N", "\x85", ".", NULL}, /* a tuple in a tuple in a tuple ... */
         {"", "]", "", "ends in its middle"},
-        {"]q\x01", "h\x01" "a", ".", NULL}, /* a list that holds itself, often */
-        {"ccollections\nOrderedDict\nq\x01](I1\nI2\n\x86I1\nI2\n\x86I1\nI2\n\x86I1\nI2\n\x86" "e\x85q\x02", "0h\x01h\x02R", ".", NULL},
+        {"]q\x01",
+         "h\x01"
+         "a",
+         ".", NULL}, /* a list that holds itself, often */
+        {"ccollections\nOrderedDict\nq\x01](I1\nI2\n\x86I1\nI2\n\x86I1\nI2\n\x86I1\nI2\n\x86"
+         "e\x85q\x02",
+         "0h\x01h\x02R", ".", NULL},
     };
 
     (void)state;

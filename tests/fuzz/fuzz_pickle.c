@@ -7,8 +7,10 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const struct pickle_global globals[] = {
-    {"collections.OrderedDict", PICKLE_MAKES_DICT, 0}, {"torch._utils._rebuild_tensor_v2", PICKLE_VALUE, 1},
-    {"numpy.dtype", PICKLE_OBJECT, 2},                 {"torch.FloatStorage", PICKLE_NEVER, 3},
+    {"collections.OrderedDict", PICKLE_MAKES_DICT, 0},
+    {"torch._utils._rebuild_tensor_v2", PICKLE_VALUE, 1},
+    {"numpy.dtype", PICKLE_OBJECT, 2},
+    {"torch.FloatStorage", PICKLE_NEVER, 3},
     {0},
 };
 
