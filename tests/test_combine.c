@@ -99,7 +99,8 @@ static double arithmetic(const struct bench *b)
 static size_t check(const struct bench *b, const struct rank_rule *rule)
 {
     size_t m = b->out, n = b->in, least = m < n ? m : n, most = combine_max_rank(b->f, b->n, m, n, rule);
-    double *s = calloc(m * n, sizeof *s), *sv = malloc(least * sizeof *sv), *copy = malloc(m * n * sizeof *copy), best2 = 0, got, tol;
+    double *s = calloc(m * n, sizeof *s), *sv = malloc(least * sizeof *sv), *copy = malloc(m * n * sizeof *copy), best2 = 0,
+           got, tol;
     float *up = malloc(m * most * sizeof *up), *down = malloc(most * n * sizeof *down);
     struct combine_work work = {0};
     struct combined c;
@@ -138,10 +139,10 @@ static void test_spectra(void **state)
         size_t out, in, rank[3];
         double decay, size;
     } cases[] = {
-        {40, 24, {4, 4, 0}, 1, 1},      {24, 40, {4, 7, 3}, 0.7, 1},      {64, 64, {16, 16, 0}, 0.5, 1},
-        {64, 64, {32, 32, 0}, 1, 1},    {50, 70, {33, 40, 0}, 0.9, 1},    {33, 65, {20, 30, 40}, 1, 1},
-        {65, 33, {20, 30, 40}, 1, 1},   {128, 96, {64, 64, 0}, 0.8, 1e-8}, {96, 128, {48, 48, 0}, 0.95, 1e4},
-        {1, 20, {1, 1, 0}, 1, 1},       {20, 1, {1, 1, 0}, 1, 1},         {300, 17, {8, 8, 0}, 1, 1},
+        {40, 24, {4, 4, 0}, 1, 1},       {24, 40, {4, 7, 3}, 0.7, 1},       {64, 64, {16, 16, 0}, 0.5, 1},
+        {64, 64, {32, 32, 0}, 1, 1},     {50, 70, {33, 40, 0}, 0.9, 1},     {33, 65, {20, 30, 40}, 1, 1},
+        {65, 33, {20, 30, 40}, 1, 1},    {128, 96, {64, 64, 0}, 0.8, 1e-8}, {96, 128, {48, 48, 0}, 0.95, 1e4},
+        {1, 20, {1, 1, 0}, 1, 1},        {20, 1, {1, 1, 0}, 1, 1},          {300, 17, {8, 8, 0}, 1, 1},
         {80, 90, {40, 1, 2}, 0.6, 1e-3},
     };
 

@@ -114,8 +114,8 @@ static void check_exact(const struct tensor_file *g, size_t kind, enum dtype fro
         double limit = 15 * 0x1p-24 * magnitude(&p, before[i], i / in, i % in, in) + unit[to] * fabs(exact[i]) + tiny[to];
 
         if (fabs(got[i] - exact[i]) > limit)
-            fail_msg("%s %s -> %s at %zu: %.9g, torch %.9g, limit %g", kinds[kind].name, dtype_name(from), dtype_name(to), i, got[i],
-                     exact[i], limit);
+            fail_msg("%s %s -> %s at %zu: %.9g, torch %.9g, limit %g", kinds[kind].name, dtype_name(from), dtype_name(to), i,
+                     got[i], exact[i], limit);
         d2 += (exact[i] - before[i]) * (exact[i] - before[i]);
         w2 += before[i] * before[i];
     }
@@ -123,7 +123,8 @@ static void check_exact(const struct tensor_file *g, size_t kind, enum dtype fro
     assert_true(fabs(stats.weight2 - w2) <= (double)in * 0x1p-23 * w2);
     assert_true(fabs(stats.delta2 - d2) <= ((double)in + 64) * 0x1p-23 * d2 + 1e-6 * d2);
     /* Rounding of a store is uniform in half a unit; its mean square is at most a third of the largest */
-    assert_true(to == DT_F32 ? stats.rounding2 == 0 : stats.rounding2 > 0 && stats.rounding2 < unit[to] * unit[to] * (w2 + d2) * 2);
+    assert_true(to == DT_F32 ? stats.rounding2 == 0
+                             : stats.rounding2 > 0 && stats.rounding2 < unit[to] * unit[to] * (w2 + d2) * 2);
     free(w);
     free(result);
     free(exact);
@@ -221,7 +222,8 @@ static void test_cp(void **state)
 
         for (size_t p = 0; p < 4; p++)
             for (size_t q = 0; q < 3; q++)
-                sum += fabs((double)up[i / 90 * 4 + p] * (double)mid[(p * 3 + q) * 9 + i % 9] * (double)down[q * 10 + i % 90 / 9]);
+                sum +=
+                    fabs((double)up[i / 90 * 4 + p] * (double)mid[(p * 3 + q) * 9 + i % 9] * (double)down[q * 10 + i % 90 / 9]);
         assert_true(fabs((double)w[i] - exact[i]) <= 18 * 0x1p-24 * sum);
     }
     free(up);

@@ -19,14 +19,14 @@
 /* The smallest pivot of L^2 in f64 below which the Householder route is taken: the f32 product with L^-1 would lose more
  * than three of its seven digits. */
 #define PIVOT_F64 1e-7
-#define ROWS 256 /* rows converted to f64 at a time */
+#define ROWS      256 /* rows converted to f64 at a time */
 
 /* The stacked problem S = U diag(s) D. A side that is NULL is the identity. All row-major. */
 struct stack {
     size_t out, in, r;
-    float *u;  /* [out, r], unit columns */
-    float *d;  /* [r, in], unit rows */
-    double *s; /* [r] */
+    float *u;     /* [out, r], unit columns */
+    float *d;     /* [r, in], unit rows */
+    double *s;    /* [r] */
     double size;  /* norm of s as stacked: what the terms of S weigh before they cancel each other */
     double floor; /* singular values below it are noise of the f32 product that collapse() took */
     struct combine_work *work;
@@ -54,8 +54,8 @@ static int reserve(struct combine_work *w, size_t out, size_t in, size_t r, stru
     size_t sides, cores, need;
 
     if (out > INT_MAX / 16 || in > INT_MAX / 16 || r > INT_MAX / 16)
-        return err_set(err, "a module of %zu x %zu with a total rank of %zu is too large to combine; use --dim or fewer files", out,
-                       in, r);
+        return err_set(err, "a module of %zu x %zu with a total rank of %zu is too large to combine; use --dim or fewer files",
+                       out, in, r);
     if (!mem_mul(out + in + 2 * ROWS, r, &sides) || !mem_mul(sides, 2 * sizeof(float) + 2 * sizeof(double), &sides) ||
         !mem_mul(r, r, &cores) || !mem_mul(cores, 10 * sizeof(double), &cores) || !mem_add(sides, cores, &need) ||
         !mem_add(need, 4 * (out + in + 64 * r) * sizeof(double) + 64 * MEM_ALIGN, &need))
@@ -181,8 +181,8 @@ static void collapse(struct stack *k)
         for (size_t j = 0; j < r; j++)
             k->u[i * r + j] = (float)((double)k->u[i * r + j] * k->s[j]);
     full = take(k, k->out * k->in, sizeof *full);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)k->out, (int)k->in, (int)r, 1, k->u, (int)r, k->d, (int)k->in, 0,
-                full, (int)k->in);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)k->out, (int)k->in, (int)r, 1, k->u, (int)r, k->d, (int)k->in,
+                0, full, (int)k->in);
     if (k->in <= k->out)
         k->u = full, k->d = NULL;
     else
@@ -221,8 +221,8 @@ static void gram(double *g, struct stack *k, bool down, bool wide)
     } else {
         float *h = take(k, r * r, sizeof *h);
 
-        cblas_ssyrk(CblasRowMajor, CblasLower, down ? CblasNoTrans : CblasTrans, (int)r, (int)rows, 1, x, (int)(down ? rows : r),
-                    0, h, (int)r);
+        cblas_ssyrk(CblasRowMajor, CblasLower, down ? CblasNoTrans : CblasTrans, (int)r, (int)rows, 1, x,
+                    (int)(down ? rows : r), 0, h, (int)r);
         dtype_convert(g, DT_F64, h, DT_F32, r * r);
     }
     for (size_t i = 0; i < r; i++)
@@ -419,7 +419,8 @@ static int best_by_gram(float *up, float *down, struct combined *c, struct stack
     memcpy(down_t, up_t, c->rank * r * sizeof *down_t);
     cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, (int)c->rank, (int)r, 1, l, (int)r, down_t,
                 (int)r);
-    cblas_dtrmm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)c->rank, (int)r, 1, l, (int)r, up_t, (int)r);
+    cblas_dtrmm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)c->rank, (int)r, 1, l, (int)r, up_t,
+                (int)r);
     for (size_t i = 0; i < c->rank; i++)
         for (size_t j = 0; j < r; j++)
             up_t[i * r + j] *= k->s[j] / sv[i];
@@ -457,7 +458,8 @@ static int from_basis(double *p, const double *q, const double *tau, size_t rows
 }
 
 /* The route that always works: QR of both sides and an SVD of the core, in f64. */
-static int best_by_qr(float *up, float *down, struct combined *c, struct stack *k, const struct rank_rule *rule, struct err *err)
+static int best_by_qr(float *up, float *down, struct combined *c, struct stack *k, const struct rank_rule *rule,
+                      struct err *err)
 {
     size_t r = k->r, out = k->out, in = k->in;
     double *qu = take(k, out * r, sizeof *qu), *qd = take(k, in * r, sizeof *qd), *tau = take(k, 2 * r, sizeof *tau);

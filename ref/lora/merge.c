@@ -8,7 +8,7 @@
 
 /* A panel and its two f32 copies should stay in a core's second-level cache, but a GEMM of few rows wastes its time packing
  * the other operand: 64 rows are enough for 90% of the speed. */
-#define PANEL_FLOATS ((size_t)1 << 17)
+#define PANEL_FLOATS   ((size_t)1 << 17)
 #define PANEL_MIN_ROWS ((size_t)64)
 
 static size_t panel_rows(size_t in)
@@ -96,10 +96,11 @@ static int check_stored(const struct panel *p, const void *dst, enum dtype to, s
 
     if (bad == n)
         return 0;
-    return err_set(err,
-                   "the merged weight does not fit in %s at row %zu, column %zu; use smaller ratios, or --save_precision bf16 or "
-                   "float",
-                   dtype_name(to), p->first + bad / p->in, bad % p->in);
+    return err_set(
+        err,
+        "the merged weight does not fit in %s at row %zu, column %zu; use smaller ratios, or --save_precision bf16 or "
+        "float",
+        dtype_name(to), p->first + bad / p->in, bad % p->in);
 }
 
 /* Stores p->weight (already holding the sum) and accounts for the store's rounding. */
@@ -191,8 +192,8 @@ static int merge_panels(void *dst, enum dtype to, const void *src, enum dtype fr
     return 0;
 }
 
-int merge_weight(void *dst, enum dtype to, const void *src, enum dtype from, size_t out, size_t in, const struct lora_factors *f,
-                 size_t n, float *work, struct merge_stats *stats, struct err *err)
+int merge_weight(void *dst, enum dtype to, const void *src, enum dtype from, size_t out, size_t in,
+                 const struct lora_factors *f, size_t n, float *work, struct merge_stats *stats, struct err *err)
 {
     return merge_panels(dst, to, src, from, out, in, f, n, DT_COUNT, work, stats, err);
 }

@@ -56,8 +56,12 @@ size_t rank_choose(const struct rank_rule *rule, const double *s, size_t n)
         while (k < n && s[k] > 0 && s[k] * rule->param > s[0])
             k++;
         break;
-    case RANK_FROBENIUS: k = keep_share(rule->method, rule->param * rule->param, s, n); break;
-    case RANK_CUMULATIVE: k = keep_share(rule->method, rule->param, s, n); break;
+    case RANK_FROBENIUS:
+        k = keep_share(rule->method, rule->param * rule->param, s, n);
+        break;
+    case RANK_CUMULATIVE:
+        k = keep_share(rule->method, rule->param, s, n);
+        break;
     }
     k = k < rule->max_rank ? k : rule->max_rank;
     return k ? k : 1;
