@@ -5,10 +5,12 @@
 #include <string.h>
 
 enum {
-    MAX_DEPTH = 32,
+    MAX_DEPTH = 64,
     MAX_NAME = 1000,
     MAX_NAMES = 64 << 20, /* bytes of all names together: one long key may stand above many tensors */
 };
+
+#define NO_NAME SIZE_MAX
 
 #define STORAGE(name, what)                                                                                                    \
     {"torch." name, PICKLE_NEVER, (what)},                                                                                     \
@@ -207,7 +209,7 @@ static bool is_container(const struct pickle_value *v)
 struct frame {
     const struct pickle_value *v;
     size_t next;   /* index into its items */
-    size_t n_name; /* length of the name down to here */
+    size_t n_name; /* length of the name down to here, or NO_NAME */
 };
 
 struct walk {
@@ -225,22 +227,21 @@ static int cannot(const struct walk *w, const char *what, struct err *err)
                    what);
 }
 
-/* Makes the name of a part: the name of length n so far, a dot, part. *out gets its length. */
-static int add_name(struct walk *w, size_t n, const char *part, size_t n_part, size_t *out, struct err *err)
+/* Makes the name of a part: the name of length n so far, a dot, part. Returns its length, or NO_NAME when none can be made:
+ * that matters only if a tensor turns up below. */
+static size_t add_name(struct walk *w, size_t n, const char *part, size_t n_part)
 {
     size_t dot = n ? 1 : 0;
 
-    if (n_part == 0 && n == 0)
-        return cannot(w, "has a tensor without a name", err);
-    if (n_part > MAX_NAME - 1 || n + dot + n_part > MAX_NAME || (n_part && memchr(part, 0, n_part)))
-        return cannot(w, "has a tensor's name that is too long or has a zero byte", err);
+    if (n == NO_NAME || n_part > MAX_NAME || n + dot + n_part > MAX_NAME || n + n_part == 0 ||
+        (n_part && memchr(part, 0, n_part)))
+        return NO_NAME;
     if (n)
         w->name[n] = '.';
     if (n_part)
         memcpy(w->name + n + dot, part, n_part);
-    *out = n + dot + n_part;
-    w->name[*out] = 0;
-    return 0;
+    w->name[n + dot + n_part] = 0;
+    return n + dot + n_part;
 }
 
 /* Steps to the next value below the frame on top: *v, or NULL when the frame is done. *n gets the length of its name. */
@@ -250,21 +251,23 @@ static int next_value(struct walk *w, const struct pickle_value **v, size_t *n, 
     bool dict = f->v->kind == PICKLE_DICT;
     char number[24];
 
-    for (; f->next < f->v->seq.n; f->next += dict ? 2 : 1) {
-        const struct pickle_value *key = dict ? f->v->seq.item[f->next] : NULL;
+    while (f->next < f->v->seq.n) {
+        size_t at = f->next;
+        const struct pickle_value *key = dict ? f->v->seq.item[at] : NULL;
 
-        *v = f->v->seq.item[f->next + (dict ? 1 : 0)];
+        *v = f->v->seq.item[dict ? at + 1 : at];
+        f->next += dict ? 2 : 1;
         if (++w->visits > w->max_visits)
             return cannot(w, "has parts that hold themselves or are repeated too often", err);
         if (!is_container(*v) && !is_tensor(*v))
             continue;
         if (dict && (key->kind != PICKLE_STR || (w->skip_extras && w->depth == 1 && is_container(*v) && listed(key, extras))))
             continue;
-        f->next += dict ? 2 : 1;
-        if (dict)
-            return add_name(w, f->n_name, key->text.s, key->text.n, n, err);
-        snprintf(number, sizeof number, "%zu", f->next - 1);
-        return add_name(w, f->n_name, number, strlen(number), n, err);
+        snprintf(number, sizeof number, "%zu", at);
+        *n = add_name(w, f->n_name, dict ? key->text.s : number, dict ? key->text.n : strlen(number));
+        if (*n == NO_NAME && is_tensor(*v))
+            return cannot(w, "has a tensor without a name, or with one that is too long or has a zero byte", err);
+        return 0;
     }
     *v = NULL;
     return 0;
@@ -291,7 +294,7 @@ static int walk_tensors(struct walk *w, const struct pickle_value *root,
             if (status != 0)
                 return status;
         } else if (w->depth == MAX_DEPTH) {
-            return cannot(w, "nests its state dict deeper than 32 levels", err);
+            return cannot(w, "nests its state dict deeper than 64 levels", err);
         } else {
             w->frame[w->depth++] = (struct frame){.v = v, .n_name = n};
         }

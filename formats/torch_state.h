@@ -56,7 +56,7 @@ struct torch_state {
 };
 
 /* Finds the state dict in p. Names go to the arena. An error when no tensor is there, or when the walk meets names that
- * cannot be (a zero byte, more than 1,000 bytes), more than 32 levels, or parts that hold themselves. Returns 0 or -1; s is
+ * cannot be (a zero byte, more than 1,000 bytes), more than 64 levels, or parts that hold themselves. Returns 0 or -1; s is
  * to be given to torch_state_free() in both cases. */
 int torch_state_find(struct torch_state *s, const struct pickle *p, const char *path, struct arena *arena, struct err *err);
 void torch_state_free(struct torch_state *s);

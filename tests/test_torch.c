@@ -332,6 +332,65 @@ static void test_views_refused(void **state)
     expect_tensor("os\nsystem", "I4\n", "I0\n", "(I2\nt", "(I1\nt", "its storage is not described");
 }
 
+/* An archive whose data.pkl is head, `op` many times, and tail */
+static void expect_pickle(const char *head, const char *op, size_t times, const char *tail, const char *words)
+{
+    size_t n = strlen(head) + strlen(op) * times + strlen(tail);
+    char *pickle = malloc(n + 1), *p = stpcpy(pickle, head);
+    struct maker m = {0};
+
+    for (size_t i = 0; i < times; i++)
+        p = stpcpy(p, op);
+    stpcpy(p, tail);
+    add(&m, "data.pkl", pickle, n, 0, n);
+    add(&m, "data/0", "0123456789abcdef", 16, 0, 16);
+    end(&m);
+    expect(&m, words);
+    free(pickle);
+}
+
+/* State dicts that no model has: names, nesting, and parts that hold themselves */
+static void test_states_refused(void **state)
+{
+#define TENSOR "ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI4\ntQI0\n(I4\nt(I1\nt\x89)tR"
+    (void)state;
+    expect_pickle("}Vw\n" TENSOR "s.", "", 0, "", NULL);
+    expect_pickle("]", TENSOR "a", 1, ".", NULL);
+    expect_pickle("}Vw\n" TENSOR "sVw\n" TENSOR "s.", "", 0, "", "two tensors have the name 'w'");
+    expect_pickle("}V\n" TENSOR "s.", "", 0, "", "a tensor without a name");
+    expect_pickle("}V", "x", 1000, "\n" TENSOR "s.", NULL);
+    expect_pickle("}V", "x", 1001, "\n" TENSOR "s.", "too long");
+    expect_pickle("}Vw\n" TENSOR "sV", "x", 5000,
+                  "\n]K\x01"
+                  "as.",
+                  NULL); /* a long name above no tensor */
+    expect_pickle("}Vw\n" TENSOR "sV\n}s.", "", 0, "", NULL);
+    expect_pickle(TENSOR, "\x85", 60, ".", NULL);
+    expect_pickle(TENSOR, "\x85", 100, ".", "deeper than 64 levels");
+    expect_pickle("]q\x01",
+                  "h\x01"
+                  "a",
+                  1, TENSOR "a.", "deeper than 64 levels"); /* a list in itself */
+    expect_pickle("]q\x01",
+                  "h\x01"
+                  "a",
+                  3, TENSOR "a.", "deeper than 64 levels");
+    /* lists of two times the list before: 2^30 paths to a tensor, or to nothing */
+    expect_pickle("]" TENSOR "a",
+                  "q\x01"
+                  "0](h\x01h\x01"
+                  "e",
+                  30, ".", "repeated too often");
+    expect_pickle("]",
+                  "q\x01"
+                  "0](h\x01h\x01"
+                  "e",
+                  30, ".", "repeated too often");
+    expect_pickle("}Voptimizer\n](" TENSOR TENSOR "esVw\n" TENSOR "s.", "", 0, "", NULL);
+    expect_pickle("}Voptimizer\n](" TENSOR TENSOR "es.", "", 0, "", "holds no tensors");
+#undef TENSOR
+}
+
 /* One archive with a harmless pickle, changed at one place */
 static struct maker archive(const char *pickle, size_t n)
 {
@@ -699,19 +758,13 @@ static int remove_folder(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden),
-        cmocka_unit_test(test_plain),
-        cmocka_unit_test(test_metadata),
-        cmocka_unit_test(test_writer),
-        cmocka_unit_test(test_views_refused),
-        cmocka_unit_test(test_archives_refused),
-        cmocka_unit_test(test_directories_refused),
-        cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_zip64),
-        cmocka_unit_test(test_truncated),
-        cmocka_unit_test(test_flipped),
-        cmocka_unit_test(test_legacy_refused),
-        cmocka_unit_test(test_legacy_by_hand),
+        cmocka_unit_test(test_golden),           cmocka_unit_test(test_plain),
+        cmocka_unit_test(test_metadata),         cmocka_unit_test(test_writer),
+        cmocka_unit_test(test_views_refused),    cmocka_unit_test(test_states_refused),
+        cmocka_unit_test(test_archives_refused), cmocka_unit_test(test_directories_refused),
+        cmocka_unit_test(test_threads),          cmocka_unit_test(test_zip64),
+        cmocka_unit_test(test_truncated),        cmocka_unit_test(test_flipped),
+        cmocka_unit_test(test_legacy_refused),   cmocka_unit_test(test_legacy_by_hand),
     };
 
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
