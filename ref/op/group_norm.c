@@ -22,7 +22,7 @@ struct norm {
     const float *x, *gamma, *beta, *dy;
     float *y, *stats; /* y: the result, or dx; stats [n, groups, 2]: mean, rstd */
     double *partial;  /* [n, strips, groups, 2] */
-    float *lines;     /* per thread [2, c] */
+    float *lines;     /* per thread: values of each channel, [6, c] */
 };
 
 static struct norm describe(const struct op_call *c)
@@ -74,6 +74,11 @@ static double sum_group(const float *line, size_t group, size_t size)
     return sum;
 }
 
+static float *thread_lines(const struct norm *a)
+{
+    return a->lines + (size_t)thread_index() * 6 * a->c;
+}
+
 /* Mean and squared deviations of one strip, per group. */
 static int measure_strip(void *ctx, size_t index, struct err *err)
 {
@@ -81,7 +86,7 @@ static int measure_strip(void *ctx, size_t index, struct err *err)
     size_t s = index % a->strips, rows = strip_rows(a, s), size = a->c / a->groups;
     const float *x = a->x + (index / a->strips * a->rows + s * a->strip) * a->c;
     double *part = a->partial + index * a->groups * 2;
-    float *sum = a->lines + (size_t)thread_index() * 2 * a->c, *mean = sum + a->c;
+    float *sum = thread_lines(a), *mean = sum + a->c;
 
     (void)err;
     sum_lines(sum, x, rows, a->c);
@@ -115,35 +120,35 @@ static void join_strips(const struct norm *a)
     }
 }
 
-/* y = x * scale + shift, channel by channel */
-SIMD_CLONES static void apply(float *y, const float *x, const float *restrict scale,
-                              const float *restrict shift, size_t rows, size_t c)
+/* y = (x - mean) * scale + beta, channel by channel; taking the mean off first loses nothing when it is large */
+SIMD_CLONES static void apply(float *y, const float *x, const float *restrict mean, const float *restrict scale,
+                              const float *restrict beta, size_t rows, size_t c)
 {
     for (size_t i = 0; i < rows; i++, x += c, y += c)
 #pragma omp simd
         for (size_t j = 0; j < c; j++)
-            y[j] = x[j] * scale[j] + shift[j];
+            y[j] = (x[j] - mean[j]) * scale[j] + beta[j];
 }
 
-SIMD_CLONES static void apply_silu(float *y, const float *x, const float *restrict scale,
-                                   const float *restrict shift, size_t rows, size_t c)
+SIMD_CLONES static void apply_silu(float *y, const float *x, const float *restrict mean, const float *restrict scale,
+                                   const float *restrict beta, size_t rows, size_t c)
 {
     for (size_t i = 0; i < rows; i++, x += c, y += c)
 #pragma omp simd
         for (size_t j = 0; j < c; j++)
-            y[j] = vmath_silu(x[j] * scale[j] + shift[j]);
+            y[j] = vmath_silu((x[j] - mean[j]) * scale[j] + beta[j]);
 }
 
-/* The affine map of sample n as one factor and one term a channel. */
-static void affine(const struct norm *a, size_t n, float *scale, float *shift)
+/* The norm of sample n as values of each channel. */
+static void spread(const struct norm *a, size_t n, float *mean, float *scale)
 {
     size_t size = a->c / a->groups;
 
     for (size_t j = 0; j < a->c; j++) {
         const float *stats = a->stats + (n * a->groups + j / size) * 2;
 
+        mean[j] = stats[0];
         scale[j] = stats[1] * a->gamma[j];
-        shift[j] = a->beta[j] - stats[0] * scale[j];
     }
 }
 
@@ -151,11 +156,11 @@ static int apply_strip(void *ctx, size_t index, struct err *err)
 {
     struct norm *a = ctx;
     size_t n = index / a->strips, s = index % a->strips, at = (n * a->rows + s * a->strip) * a->c;
-    float *scale = a->lines + (size_t)thread_index() * 2 * a->c, *shift = scale + a->c;
+    float *mean = thread_lines(a), *scale = mean + a->c;
 
     (void)err;
-    affine(a, n, scale, shift);
-    (a->silu ? apply_silu : apply)(a->y + at, a->x + at, scale, shift, strip_rows(a, s), a->c);
+    spread(a, n, mean, scale);
+    (a->silu ? apply_silu : apply)(a->y + at, a->x + at, mean, scale, a->beta, strip_rows(a, s), a->c);
     return 0;
 }
 
@@ -174,45 +179,37 @@ static int forward(const struct op_call *c, struct err *err)
  *     dx = rstd * (e - mean(e) - h mean(e h)), means over the group. */
 
 /* e of one element, given as in the forward */
-static inline float slope_term(float dy, float x, float scale, float shift, float gamma, bool silu)
+static inline float slope_term(float dy, float x, float mean, float scale, float beta, float gamma, bool silu)
 {
-    return (silu ? dy * vmath_silu_slope(x * scale + shift) : dy) * gamma;
+    return (silu ? dy * vmath_silu_slope((x - mean) * scale + beta) : dy) * gamma;
 }
 
 /* se[j] = sum of e, sx[j] = sum of e x, over the strip */
 SIMD_CLONES static void sum_terms(float *restrict se, float *restrict sx, const float *restrict x, const float *restrict dy,
-                                  const float *restrict scale, const float *restrict shift, const float *restrict gamma,
-                                  const float *restrict mean, bool silu, size_t rows, size_t c)
+                                  const float *restrict mean, const float *restrict scale, const float *restrict beta,
+                                  const float *restrict gamma, bool silu, size_t rows, size_t c)
 {
     memset(se, 0, c * sizeof *se);
     memset(sx, 0, c * sizeof *sx);
     for (size_t i = 0; i < rows; i++, x += c, dy += c)
         for (size_t j = 0; j < c; j++) {
-            float e = slope_term(dy[j], x[j], scale[j], shift[j], gamma[j], silu);
+            float e = slope_term(dy[j], x[j], mean[j], scale[j], beta[j], gamma[j], silu);
 
             se[j] += e;
             sx[j] += e * (x[j] - mean[j]);
         }
 }
 
-/* Per channel of sample n: scale, shift, mean, and (second use) the two means of the backward. 6 lines of c floats. */
-static float *thread_lines(const struct norm *a)
-{
-    return a->lines + (size_t)thread_index() * 6 * a->c;
-}
-
 static int sum_strip(void *ctx, size_t index, struct err *err)
 {
     struct norm *a = ctx;
     size_t n = index / a->strips, s = index % a->strips, at = (n * a->rows + s * a->strip) * a->c, size = a->c / a->groups;
-    float *scale = thread_lines(a), *shift = scale + a->c, *mean = shift + a->c, *se = mean + a->c, *sx = se + a->c;
+    float *mean = thread_lines(a), *scale = mean + a->c, *se = scale + a->c, *sx = se + a->c;
     double *part = a->partial + index * a->groups * 2;
 
     (void)err;
-    affine(a, n, scale, shift);
-    for (size_t j = 0; j < a->c; j++)
-        mean[j] = a->stats[(n * a->groups + j / size) * 2];
-    sum_terms(se, sx, a->x + at, a->dy + at, scale, shift, a->gamma, mean, a->silu, strip_rows(a, s), a->c);
+    spread(a, n, mean, scale);
+    sum_terms(se, sx, a->x + at, a->dy + at, mean, scale, a->beta, a->gamma, a->silu, strip_rows(a, s), a->c);
     for (size_t g = 0; g < a->groups; g++) {
         part[2 * g] = sum_group(se, g, size);
         part[2 * g + 1] = sum_group(sx, g, size);
@@ -222,14 +219,14 @@ static int sum_strip(void *ctx, size_t index, struct err *err)
 
 /* dx = rstd * e - (x - mean) * slope - level, with level = rstd mean(e), slope = rstd^3 mean(e (x - mean)) */
 SIMD_CLONES static void apply_terms(float *dx, const float *restrict x, const float *dy,
-                                    const float *restrict scale, const float *restrict shift, const float *restrict gamma,
-                                    const float *restrict mean, const float *restrict rstd, const float *restrict level,
+                                    const float *restrict mean, const float *restrict scale, const float *restrict beta,
+                                    const float *restrict gamma, const float *restrict rstd, const float *restrict level,
                                     const float *restrict slope, bool silu, size_t rows, size_t c)
 {
     for (size_t i = 0; i < rows; i++, x += c, dy += c, dx += c)
 #pragma omp simd
         for (size_t j = 0; j < c; j++)
-            dx[j] = rstd[j] * slope_term(dy[j], x[j], scale[j], shift[j], gamma[j], silu) -
+            dx[j] = rstd[j] * slope_term(dy[j], x[j], mean[j], scale[j], beta[j], gamma[j], silu) -
                     (x[j] - mean[j]) * slope[j] - level[j];
 }
 
@@ -237,11 +234,10 @@ static int gradient_strip(void *ctx, size_t index, struct err *err)
 {
     struct norm *a = ctx;
     size_t n = index / a->strips, s = index % a->strips, at = (n * a->rows + s * a->strip) * a->c, size = a->c / a->groups;
-    float *scale = thread_lines(a), *shift = scale + a->c, *mean = shift + a->c, *level = mean + a->c;
-    float *slope = level + a->c, *rstd = slope + a->c;
+    float *mean = thread_lines(a), *scale = mean + a->c, *level = scale + a->c, *slope = level + a->c, *rstd = slope + a->c;
 
     (void)err;
-    affine(a, n, scale, shift);
+    spread(a, n, mean, scale);
     for (size_t g = 0; g < a->groups; g++) {
         const double *part = a->partial + (n * a->strips * a->groups + g) * 2;
         const float *stats = a->stats + (n * a->groups + g) * 2;
@@ -252,13 +248,12 @@ static int gradient_strip(void *ctx, size_t index, struct err *err)
             sx += part[1];
         }
         for (size_t j = g * size; j < (g + 1) * size; j++) {
-            mean[j] = stats[0];
             rstd[j] = stats[1];
             level[j] = (float)(r * se / count);
             slope[j] = (float)(r * r * r * sx / count);
         }
     }
-    apply_terms(a->y + at, a->x + at, a->dy + at, scale, shift, a->gamma, mean, rstd, level, slope, a->silu,
+    apply_terms(a->y + at, a->x + at, a->dy + at, mean, scale, a->beta, a->gamma, rstd, level, slope, a->silu,
                 strip_rows(a, s), a->c);
     return 0;
 }
@@ -294,7 +289,8 @@ static size_t scratch(const struct op_call *c, bool back, int threads)
 {
     struct norm a = describe(c);
 
-    return a.n * a.strips * a.groups * 2 * sizeof(double) + (size_t)threads * (back ? 6 : 2) * a.c * sizeof(float);
+    (void)back;
+    return a.n * a.strips * a.groups * 2 * sizeof(double) + (size_t)threads * 6 * a.c * sizeof(float);
 }
 
 static double flops(const struct op_call *c, bool back)
