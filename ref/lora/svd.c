@@ -111,7 +111,8 @@ static bool settle(struct run *r, const struct svd_level *l, double kept, size_t
     most = l->kept + l->excess + (k ? svd_rounding(r->a.cols, k) * l->total : 0) + gain;
     r->info.error = fmax(l->total - kept, 0);
     r->info.least = less_rounding(r, l->total - most);
-    r->info.next = sqrt(l->next);
+    memcpy(r->info.more, l->more, sizeof l->more);
+    r->info.more_count = l->more_count;
     r->info.method = l->method;
     return sqrt(r->info.error) <= (1 + r->tolerance) * sqrt(fmax(l->total - most, 0)) ||
            r->info.error <= SVD_FLOOR * SVD_FLOOR / 4 * r->total;
@@ -317,6 +318,7 @@ int svd_truncate(struct svd *w, float *d, size_t m, size_t n, size_t k, const st
     info->total *= scale * scale;
     info->error *= scale * scale;
     info->least *= scale * scale;
-    info->next *= scale;
+    for (size_t i = 0; i < info->more_count; i++)
+        info->more[i] *= (float)scale;
     return 0;
 }

@@ -36,6 +36,8 @@
 #define SVD_TOLERANCE_EXACT 1e-6 /* what `exact` proves */
 #define SVD_FLOOR 5e-7           /* 8 eps of f32, see above */
 
+#define SVD_MORE 48 /* most singular values after the k-th that are told */
+
 /* Which of the ways above proved the result. */
 enum svd_method {
     SVD_ZERO,   /* D is zero (or k is): nothing to do */
@@ -55,7 +57,8 @@ struct svd_info {
     double total; /* ||D||_F^2 */
     double error; /* E^2 = ||D - up down||_F^2, before the factors are rounded to f32 */
     double least; /* proved: E*^2 >= least */
-    double next;  /* an estimate of the (k+1)-th singular value, 0 when unknown */
+    float more[SVD_MORE]; /* estimates, from below, of the singular values after the k-th */
+    size_t more_count;
     enum svd_method method;
     int levels; /* how often a large part was taken off (point 3) */
 };

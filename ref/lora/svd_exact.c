@@ -53,7 +53,9 @@ static int by_gram(struct svd *w, const struct svd_matrix *a, size_t k, double t
     info->method = SVD_GRAM64;
     info->error = tail + slack;
     info->least = fmax(tail - slack, 0);
-    info->next = k < n ? sqrt(fmax(values[n - 1 - k], 0)) : 0;
+    info->more_count = n - k < SVD_MORE ? n - k : SVD_MORE;
+    for (size_t i = 0; i < info->more_count; i++)
+        info->more[i] = (float)sqrt(fmax(values[n - 1 - k - i], 0));
     return 1;
 }
 
@@ -90,7 +92,9 @@ static int by_svd(struct svd *w, const struct svd_matrix *a, size_t k, float *v,
         tail += s[i] * s[i];
     info->method = SVD_LAPACK;
     info->error = info->least = tail;
-    info->next = k < n ? s[k] : 0;
+    info->more_count = n - k < SVD_MORE ? n - k : SVD_MORE;
+    for (size_t i = 0; i < info->more_count; i++)
+        info->more[i] = (float)s[k + i];
     return 0;
 }
 

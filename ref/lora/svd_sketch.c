@@ -22,7 +22,9 @@ void svd_level_keep(struct svd_level *l, const float *values, size_t d, size_t k
         if (v > 0 && v >= 1e-3 * (double)values[d - 1])
             l->usable = i + 1;
     }
-    l->next = d > k && values[d - 1 - k] > 0 ? (double)values[d - 1 - k] : 0;
+    l->more_count = 0;
+    for (size_t i = k; i < d && l->more_count < SVD_MORE && values[d - 1 - i] > 0; i++)
+        l->more[l->more_count++] = sqrtf(values[d - 1 - i]);
 }
 
 double svd_level_allowance(const struct svd_level *l, size_t cols, size_t k, double tolerance)

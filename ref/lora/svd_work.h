@@ -75,7 +75,8 @@ struct svd_level {
     double kept;    /* energy of A in the span of v: the sum of its first k Ritz values */
     double excess;  /* proved: the k largest eigenvalues of A'A sum up to kept + excess at most */
     double top;     /* proved bound of the largest eigenvalue; total when nothing better is known */
-    double next;    /* estimate of eigenvalue k + 1 */
+    float more[SVD_MORE]; /* square roots of the Ritz values after the k-th */
+    size_t more_count;
     bool proved;    /* excess is small enough for the tolerance */
     size_t usable;  /* leading vectors that are good enough to be taken off A */
     enum svd_method method;
@@ -83,7 +84,7 @@ struct svd_level {
 
 #define SVD_EPS 5.96e-8 /* half an ulp of 1 in f32 */
 
-/* l's kept, usable, next from Ritz values (ascending, [d]) */
+/* l's kept, usable, more from Ritz values (ascending, [d]) */
 void svd_level_keep(struct svd_level *l, const float *values, size_t d, size_t k);
 
 /* How much of l->kept + excess is allowed to be excess for the tolerance, after rounding took its part; <= 0: too coarse */
