@@ -109,31 +109,33 @@ struct lora_out { /* one module to write; all borrowed */
     enum model_part part;
     const char *path;
     size_t rank, out, in, kh, kw;
-    bool conv;              /* the base weight is a convolution: kohya keeps the factors 4-D then (also 1x1) */
+    bool conv;             /* the base weight is a convolution: factors are written 4-D then, also 1x1 ones */
     double alpha;
-    bool has_alpha;         /* false: write none where the layout can leave it out (alpha counts as rank) */
-    enum dtype dtype;       /* of the data below: f32, f16 or bf16 */
-    const void *up, *down;  /* [out, rank], [rank, in * kh * kw] */
+    bool has_alpha;        /* false: alpha is rank, and kohya gets no .alpha */
+    enum dtype dtype;      /* of the data below: f32, f16 or bf16 */
+    const void *up, *down; /* [out, rank], [rank, in * kh * kw] */
 };
 
 struct lora_write_options {
     enum lora_layout layout;
     enum dtype dtype;                     /* f32, f16, bf16 of the file */
-    const struct metadata_item *metadata; /* [n_metadata] ss_* and others; sshs_* are made here. NULL: none */
+    const struct metadata_item *metadata; /* [n_metadata] ss_* and others. What a layout keeps about itself (sshs_*, format,
+                                             lora_adapter_metadata, cloneofsimo's lists) is made anew */
     size_t n_metadata;
-    bool no_metadata;                     /* no header at all (--no_metadata): not even sshs_* */
+    bool no_metadata;                     /* a kohya file without header, as --no_metadata asks for */
 };
 
 struct lora_write_report {
-    size_t folded;        /* modules whose alpha / rank was multiplied into up because the layout has no alpha */
-    size_t folded_inexact; /* of these, scale is no power of two, or a value left the type's range: rounded once */
-    size_t convs_dropped; /* always 0 unless the layout cannot hold them; then the write is refused instead */
+    size_t folded;         /* modules whose alpha / rank was multiplied into up because the layout has no alpha */
+    size_t folded_inexact; /* of these, where the product had to be rounded (once) */
+    bool legacy_hash;      /* sshs_legacy_hash was written */
 };
 
-/* Writes modules [n], in any order, to path: .safetensors, or .ckpt/.pt where the layout has that form (kohya, cloneofsimo);
- * a folder for PEFT. Values are converted to the options' type once; sshs_model_hash and sshs_legacy_hash are computed from
- * the bytes that are written. Layouts that cannot hold a module (3x3 convolutions in diffusers-old and cloneofsimo; a text
- * encoder in a file that has none) refuse with its name. cloneofsimo's order is that of the model's modules. */
+/* Writes modules [n], in any order, to path: a .safetensors file (kohya also .ckpt, .pt), or a folder for PEFT (with unet/ and
+ * text_encoder/ in it when there are both). Values are converted to the options' type once. kohya files get sshs_model_hash
+ * and, when there is ss_* metadata to hash it with, sshs_legacy_hash, of the bytes that are written.
+ * Refused by name: a value that the type cannot hold; a module that the layout has no place for (diffusers-old: attention
+ * only; cloneofsimo: the layers that its trainer reached, all of them, none beside). report may be NULL. Returns 0 or -1. */
 int lora_file_write(const char *path, const struct lora_out *modules, size_t n, const struct lora_write_options *o,
                     struct lora_write_report *report, struct err *err);
 

@@ -113,9 +113,8 @@ def sd_scripts(folder, unet, text, out):
         lines.append(f"target {name}")
         for k, v in m.state_dict().items():
             sd[f"{name}.{k}"] = v
-    for k in list(sd):
-        if not k.endswith(".alpha"):
-            sd[k] = values(k, sd[k].shape)
+    for k in list(sd):  # save_weights() casts every tensor, alpha too
+        sd[k] = sd[k].float() if k.endswith(".alpha") else values(k, sd[k].shape)
     save_file(sd, out, {"ss_network_dim": "2", "ss_network_alpha": "3"})
     return lines
 
