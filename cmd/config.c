@@ -116,7 +116,9 @@ int command_write_options(const struct command_run *run, const char *output, str
     }
     memcpy(path, output, n);
     strcpy(path + n, ".options.json");
-    rc = output_text(path, text, err);
+    n = strlen(text);
+    text[n] = '\n'; /* in the place of its end */
+    rc = output_bytes(path, text, n + 1, err);
     if (rc)
         err_prefix(err, "'%s' is written, but not the options it was made with: ", output);
 out:
