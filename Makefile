@@ -84,7 +84,7 @@ $(OUT)/tests/%: $(OUT)/tests/%.o $(OUT)/tests/libtest.a $(LIB)
 $(OUT)/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/tests/fuzz/replay.o $(LIB)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)
 
-tests: $(TEST_BIN) $(FUZZ_BIN) $(BIN)
+tests: $(TEST_BIN) $(FUZZ_BIN) $(BIN) $(OUT)/tests/demo/demo
 
 ## check: every test: units, command lines, corpus, faults (installs what tests need)
 check: $(TESTS_CONFIG)

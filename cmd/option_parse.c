@@ -96,38 +96,67 @@ static int unknown_option(const struct parse *p, const char *typed, struct err *
     return err_usage(err, "'%s' has no option '%s'; see '%s --help'", p->who, typed, p->who);
 }
 
-/* Finds the row that `typed` (with dashes, without "=value") names: exactly, or as a prefix of one option only. */
-static int find_row(const struct parse *p, const char *typed, size_t *table, size_t *row, struct err *err)
+/* Second choice for a prefix: what other programs' command lines do not know, so that their short forms keep their meaning. */
+static bool is_second_choice(size_t table, const struct option_row *r)
 {
-    const char *name = typed + 2;
-    size_t len = strlen(typed) < 2 ? 0 : strlen(name), found = 0;
-    char list[256] = "";
+    return table > 0 || r->ignored || (r->flags & OPTION_HIDDEN);
+}
 
-    if (typed[1] != '-' || len == 0)
-        return unknown_option(p, typed, err);
+/* Looks for rows that begin with name [len], of first or second choice. Returns how many there are; the shortest is kept in
+ * *table and *row, all are listed in text. */
+static size_t find_prefix(const struct parse *p, const char *name, size_t len, bool second, size_t *table, size_t *row,
+                          char *text, size_t size)
+{
+    size_t found = 0, shortest = SIZE_MAX;
+
     for (size_t t = 0; t < p->n_tables; t++)
         for (size_t i = 0; i < p->tables[t].count; i++) {
             const struct option_row *r = &p->tables[t].rows[i];
-            size_t room = strlen(list);
+            size_t room = strlen(text), n = strlen(r->name);
 
-            if (r->flags & OPTION_POSITIONAL || strlen(r->name) < len || !same_letters(r->name, name, len))
+            /* An alias would make every prefix of both spellings ambiguous. */
+            if (r->flags & OPTION_POSITIONAL || r->alias_of || is_second_choice(t, r) != second || n < len ||
+                !same_letters(r->name, name, len))
                 continue;
-            if (strlen(r->name) == len) {
+            snprintf(text + room, size - room, "%s--%s", found++ ? ", " : "", r->name);
+            if (n < shortest) {
+                shortest = n;
                 *table = t;
                 *row = i;
-                return 0;
             }
-            if (r->alias_of) /* its other spelling would make every prefix of both ambiguous */
-                continue;
-            *table = t;
-            *row = i;
-            snprintf(list + room, sizeof list - room, "%s--%s", found++ ? ", " : "", r->name);
         }
-    if (found == 1)
-        return 0;
-    if (found > 1)
-        return err_usage(err, "option '%s' of '%s' could mean: %s; type more of the name", typed, p->who, list);
-    return unknown_option(p, typed, err);
+    return found;
+}
+
+/* Finds the row that `typed` (with dashes, without "=value") names: exactly; or as a prefix of one option only; or of several
+ * that all begin with the shortest of them (--ratio: --ratios, not --ratios_te). */
+static int find_row(const struct parse *p, const char *typed, size_t *table, size_t *row, struct err *err)
+{
+    size_t len = strlen(typed), found = 0;
+    char list[512] = "";
+
+    if (len < 3 || typed[1] != '-')
+        return unknown_option(p, typed, err);
+    for (*table = 0; *table < p->n_tables; (*table)++) {
+        *row = option_find(&p->tables[*table], typed);
+        if (*row != SIZE_MAX && !(p->tables[*table].rows[*row].flags & OPTION_POSITIONAL))
+            return 0;
+    }
+    found = find_prefix(p, typed + 2, len - 2, false, table, row, list, sizeof list);
+    if (!found)
+        found = find_prefix(p, typed + 2, len - 2, true, table, row, list, sizeof list);
+    if (!found)
+        return unknown_option(p, typed, err);
+    if (found > 1) {
+        const char *shortest = p->tables[*table].rows[*row].name;
+        char again[512] = "";
+        size_t t, i;
+
+        if (find_prefix(p, shortest, strlen(shortest), is_second_choice(*table, &p->tables[*table].rows[*row]), &t, &i, again,
+                        sizeof again) != found)
+            return err_usage(err, "option '%s' of '%s' could mean: %s; type more of the name", typed, p->who, list);
+    }
+    return 0;
 }
 
 /* "-5", "-.5", "-1e-3": values, not options. */

@@ -22,7 +22,7 @@ struct sample {
     struct option_dtype save_precision;
     struct string_list models, rest;
     struct float_list ratios;
-    struct int_list seeds;
+    struct int_list seeds, seeds_te;
 };
 
 static const char *const methods[] = {"svd", "concat", "factors", NULL};
@@ -42,6 +42,7 @@ static const struct option_row rows[] = {
     {OPTION(struct sample, save_precision), .help = "x"},
     {OPTION(struct sample, models), .arg = "FILE", .help = "x"},
     {OPTION(struct sample, ratios), .arg = "X", .help = "x"},
+    {OPTION(struct sample, seeds_te), .arg = "N", .help = "x"},
     {OPTION(struct sample, seeds), .arg = "N", .help = "x"},
     {OPTION_IGNORED_FLAG("xformers", "not needed")},
     {OPTION_IGNORED_VALUE("device_map", "TEXT", "not needed")},
@@ -172,6 +173,11 @@ static void names(void **state)
     assert_string_equal(f.s.model_org, "m");
     assert_true(option_given(&f.v, &f.s.model_org));
     assert_int_equal(f.v.source[option_find(&f.v, "--xformers")], OPTION_FROM_LINE);
+    option_values_free(&f.v);
+    /* The shortest of several that all begin with it; a dash of either kind; what is ignored comes second. */
+    assert_int_equal(parse(&f, "--seed", "2", "--seeds-te", "3", "--x", NULL), 0);
+    assert_true(f.s.seeds.item[0] == 2 && f.s.seeds_te.item[0] == 3);
+    assert_int_equal(f.v.source[option_find(&f.v, "xformers")], OPTION_FROM_LINE);
     option_values_free(&f.v);
     /* A word with a blank before '=' is a value, a lone dash too. */
     assert_int_equal(parse(&f, "--save_to", "-a b", "--model_org", "-", NULL), 0);

@@ -1,7 +1,9 @@
 /* The demonstration's helper: makes the pair of checkpoints, and measures how near a merged one comes to the tuned one.
  *
  *   demo pair BASE TUNED           writes both
+ *   demo spectrum REPORT.json      plots the singular values of the module that changed most
  *   demo error BASE TUNED MERGED   prints what of the change is missing, by block */
+#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -121,6 +123,34 @@ static int print_error(char *const path[3], struct err *err)
     return rc;
 }
 
+static int print_spectrum(const char *path, struct err *err)
+{
+    json_error_t e;
+    json_t *report = json_load_file(path, 0, &e), *module, *most = NULL, *values;
+    double *y;
+    size_t i, n;
+
+    if (!report)
+        return err_set(err, "cannot read '%s': %s", path, e.text);
+    json_array_foreach(json_object_get(report, "module_list"), i, module)
+    {
+        if (!most || json_real_value(json_object_get(module, "norm")) > json_real_value(json_object_get(most, "norm")))
+            most = module;
+    }
+    values = json_object_get(most, "singular_values");
+    n = json_array_size(values);
+    y = n ? mem_new(n * sizeof *y, "singular values", err) : NULL;
+    for (i = 0; y && i < n; i++)
+        y[i] = json_real_value(json_array_get(values, i));
+    if (y) {
+        printf("\nSingular values of the change of %s:\n", json_string_value(json_object_get(most, "module")));
+        chart_plot(stdout, y, n, 60, 10, true);
+    }
+    free(y);
+    json_decref(report);
+    return y ? 0 : err_set(err, "'%s' has no singular values", path);
+}
+
 int main(int argc, char **argv)
 {
     struct err err = {0};
@@ -128,10 +158,12 @@ int main(int argc, char **argv)
 
     if (argc == 4 && strcmp(argv[1], "pair") == 0)
         rc = pair_write(argv[2], argv[3], &err);
+    else if (argc == 3 && strcmp(argv[1], "spectrum") == 0)
+        rc = print_spectrum(argv[2], &err);
     else if (argc == 5 && strcmp(argv[1], "error") == 0)
         rc = print_error(argv + 2, &err);
     else
-        rc = err_usage(&err, "usage: demo pair BASE TUNED | demo error BASE TUNED MERGED");
+        rc = err_usage(&err, "usage: demo pair BASE TUNED | demo spectrum REPORT | demo error BASE TUNED MERGED");
     if (rc)
         fprintf(stderr, "demo: %s\n", err.msg);
     return rc ? 1 : 0;

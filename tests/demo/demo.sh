@@ -16,17 +16,19 @@ echo "$dir/tuned.safetensors, which differs from it as after a fine-tuning."
 cd "$dir"
 
 run info base.safetensors
-run extract --model_org base.safetensors --model_tuned tuned.safetensors --dim 8 --save_to difference.safetensors
+run extract --model_org base.safetensors --model_tuned tuned.safetensors --dim 32 --save_to difference.safetensors \
+    --report report.json
+"$helper" spectrum report.json
 run info difference.safetensors --norms
 run merge --sd_model base.safetensors --models difference.safetensors --ratios 1.0 --save_to merged.safetensors
 
 echo
-echo "How much of the fine-tuning does a LoRA of rank 8 miss?"
+echo "How much of the fine-tuning is missing in the merged checkpoint?"
 "$helper" error base.safetensors tuned.safetensors merged.safetensors
 
 echo
 echo "The files are in $dir. Try next:"
 echo "  cd $dir"
-echo "  $lora extract --model_org base.safetensors --model_tuned tuned.safetensors --dim 16 --save_to finer.safetensors"
+echo "  $lora extract --model_org base.safetensors --model_tuned tuned.safetensors --dim 8 --save_to small.safetensors --report small.html"
 echo "  $lora convert difference.safetensors difference-peft"
 echo "  $lora help"
