@@ -38,8 +38,8 @@ static int all_of_gram(struct svd *w, float *g, size_t n, size_t k, double toler
     return 0;
 }
 
-/* Grows a Krylov space of g until the proof holds */
-static int search(struct svd *w, float *g, size_t n, size_t k, double tolerance, uint64_t seed, float *v,
+/* Grows a Krylov space of g until the proof holds; before it has `first` dimensions that is not worth asking */
+static int search(struct svd *w, float *g, size_t n, size_t k, size_t first, double tolerance, uint64_t seed, float *v,
                   struct svd_level *l, struct err *err)
 {
     size_t block = k > 16 ? 32 : 16, cap = (4 * k + 96 + block - 1) / block * block;
@@ -60,7 +60,7 @@ static int search(struct svd *w, float *g, size_t n, size_t k, double tolerance,
 
         if (svd_krylov_grow(&kr, apply_gram, &c, err) != 0)
             return -1;
-        if (kr.dim < 3 * k + 32 || (kr.dim / block % 2 && kr.dim < cap))
+        if (kr.dim < first || (kr.dim / block % 2 && kr.dim < cap))
             continue;
         if (svd_krylov_ritz(&kr, 0, values, vectors, w, err) != 0)
             return -1;
@@ -79,7 +79,7 @@ static int search(struct svd *w, float *g, size_t n, size_t k, double tolerance,
 int svd_by_gram(struct svd *w, const struct svd_matrix *a, size_t k, double tolerance, uint64_t seed, float *v,
                 struct svd_level *l, struct err *err)
 {
-    size_t n = a->cols;
+    size_t n = a->cols, first;
     float *g = svd_buffer(w, SVD_BUF_GRAM, n * n, sizeof *g, err);
 
     l->method = SVD_GRAM;
@@ -89,8 +89,11 @@ int svd_by_gram(struct svd *w, const struct svd_matrix *a, size_t k, double tole
     if (!g)
         return -1;
     svd_gram(a, g);
-    if (n < 256 || 2 * (4 * k + 96) > 3 * n)
+    /* The spectrum of noise is the flatter the longer A is, and needs the larger space. What needs most of the space is done
+     * by all eigenvectors in less time. */
+    first = a->rows > 2 * n ? 4 * k + 64 : 3 * k + 32;
+    if (n < 256 || 4 * first > 3 * n - n / 4)
         return all_of_gram(w, g, n, k, tolerance, v, l, err);
     svd_mirror(g, n);
-    return search(w, g, n, k, tolerance, seed, v, l, err);
+    return search(w, g, n, k, first, tolerance, seed, v, l, err);
 }

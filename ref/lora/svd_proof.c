@@ -184,7 +184,7 @@ int svd_prove(struct svd *w, const struct svd_krylov *kr, const float *g, const 
 
     if (allowed <= 0)
         return 0;
-    f.mu = raise(values, d, k, allowed / 6);
+    f.mu = raise(values, d, k, allowed / 3);
     q = count_high(values, d, k, f.mu);
     for (all = k; all < d && (double)values[d - 1 - all] > 0.9 * f.mu;)
         all++;
