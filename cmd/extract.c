@@ -335,7 +335,7 @@ static void print_spectrum(const struct extract_totals *t)
         double share = t->by_rank[r - 1];
 
         snprintf(label[n], sizeof label[n], "rank %zu", r);
-        snprintf(value[n], sizeof value[n], "%s%.1f %%", r > t->sure_ranks ? "at least " : "", 100 * share);
+        snprintf(value[n], sizeof value[n], "%s%.1f %%", r > t->sure_ranks && share < 0.9995 ? "at least " : "", 100 * share);
         printf("  %-8s  %s %s\n", label[n], chart_bar(bar, sizeof bar, share, width, true), value[n]);
         n++;
     }
