@@ -10,7 +10,7 @@ diff -u "$dir/table_in_readme" "$dir/table" || { echo "put the output of 'lora h
 
 "$BUILD/tests/demo/demo" pair "$dir/base.safetensors" "$dir/tuned.safetensors"
 sed -n '/^## From two checkpoints/,/^## For scripts/s/^    \(lora .*\)/\1/p' README.md > "$dir/examples"
-[ "$(wc -l < "$dir/examples")" -ge 6 ] || { echo "too few examples in README.md"; exit 1; }
+[ "$(wc -l < "$dir/examples")" -ge 8 ] || { echo "too few examples in README.md"; exit 1; }
 cd "$dir"
 lora() { "$LORA" "$@"; }
 while read -r line; do
