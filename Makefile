@@ -36,6 +36,7 @@ TEST_HELP_OBJ := $(TEST_HELP_SRC:%.c=$(OUT)/%.o)
 CMD_LIB_OBJ := $(filter-out $(OUT)/cmd/main.o,$(CMD_OBJ))
 TEST_BIN := $(TEST_SRC:tests/%.c=$(OUT)/tests/%)
 FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(OUT)/tests/%)
+BENCH_BIN := $(patsubst %.c,$(OUT)/%,$(sort $(wildcard tests/bench/bench_*.c)))
 
 ## all: build/lora and liblora.a
 all: $(BIN) $(LIB)
@@ -83,6 +84,13 @@ $(OUT)/tests/%: $(OUT)/tests/%.o $(OUT)/tests/libtest.a $(LIB)
 
 $(OUT)/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/tests/fuzz/replay.o $(LIB)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)
+
+$(OUT)/tests/bench/bench_%: $(OUT)/tests/bench/bench_%.o $(LIB)
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)
+
+## bench: time the parts, one thread after another (tests/bench/README.md)
+bench: $(BENCH_BIN) $(BIN)
+	@for b in $(BENCH_BIN); do $$b || exit 1; done
 
 tests: $(TEST_BIN) $(FUZZ_BIN) $(BIN) $(OUT)/tests/demo/demo
 

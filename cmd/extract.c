@@ -420,6 +420,8 @@ static int check(struct extraction *x, struct err *err)
         return err_usage(err, "--save_precision: a LoRA is saved as float, fp16 or bf16");
     if (o->energy > 0 && option_given(x->run->values, &o->dim))
         return err_usage(err, "--energy chooses the ranks, so --dim says nothing; give --max_dim to bound them");
+    if (!tensor_format_of_suffix(o->save_to)) /* before the work, not after it */
+        return err_usage(err, "cannot write '%s': its ending tells no format; name it .safetensors, .ckpt or .pt", o->save_to);
     if (o->report && extract_report_check(o->report, err) != 0)
         return -1;
     x->dtype = o->save_precision.set ? o->save_precision.dtype : DT_F32;

@@ -77,7 +77,7 @@ int extract_plan_open(struct extract_plan *p, const struct command_run *run, con
         return err_set(err, "'%s' and '%s' are models of different kinds: %s; %s. A LoRA leads between models of one kind", org, tuned,
                        model_kind_text(p->org, a, sizeof a), model_kind_text(p->tuned, b, sizeof b));
     }
-    if (model_expect_v2(p->org, v2, err) != 0)
+    if (v2 && model_expect_v2(p->org, v2, err) != 0) /* the files say what they are; --v2 only has to agree */
         return -1;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (add_part(p, run, &cap, parts[i], dim, conv_dim, err) != 0)

@@ -91,7 +91,7 @@ int svd_by_gram(struct svd *w, const struct svd_matrix *a, size_t k, double tole
     svd_gram(a, g);
     /* The spectrum of noise is the flatter the longer A is, and needs the larger space. What needs most of the space is done
      * by all eigenvectors in less time. */
-    first = a->rows > 2 * n ? 4 * k + 64 : 3 * k + 32;
+    first = a->rows > 2 * n ? 4 * k + 64 : 3 * k + n / 12;
     if (n < 256 || 4 * first > 3 * n - n / 4)
         return all_of_gram(w, g, n, k, tolerance, v, l, err);
     svd_mirror(g, n);
