@@ -367,9 +367,10 @@ static void print_summary(const struct extraction *x, const struct extract_total
     printf("%s: %zu modules (%zu U-Net, %zu text encoder), %s, %s, %s, %.2f s\n", x->o->save_to, t->modules, t->part[MODEL_UNET],
            t->part[MODEL_TEXT_ENCODER], ranks, dtype_name(x->dtype), command_bytes(f->bytes, size, sizeof size), f->seconds);
     if (t->equal && !x->plan.text_equal)
-        printf("%zu modules are equal in both models and left out\n", t->equal);
+        printf("%zu %s equal in both models and left out\n", t->equal, t->equal == 1 ? "module is" : "modules are");
     if (t->clipped)
-        printf("%zu modules are smaller than the rank asked for and got all they have\n", t->clipped);
+        printf("%zu %s smaller than the rank asked for: they get the largest that they can have\n", t->clipped,
+               t->clipped == 1 ? "module is" : "modules are");
     printf("\nenergy of the difference that the LoRA keeps: %.2f %% in all, median module %.2f %%\n", 100 * t->kept,
            100 * t->kept_median);
     puts("least kept");
