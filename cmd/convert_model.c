@@ -50,6 +50,9 @@ static void tell(const struct command_run *run, const struct convert_options *o,
         command_note(run,
                      "the text encoder's last block, which Stable Diffusion 2 does not use, is written as a copy of the one "
                      "before it");
+    if (!file && m->arch == MODEL_SD2 && m->prediction == MODEL_PREDICTION_UNKNOWN && !o->v_parameterization)
+        command_note(run, "the file does not say what the U-Net predicts; the folder's scheduler says epsilon: give "
+                          "--v_parameterization for a model that predicts the velocity, as the 768-pixel ones do");
     if (run->quiet || run->json)
         return;
     printf("%s\n", model_kind_text(m, kind, sizeof kind));
