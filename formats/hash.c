@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,6 +97,8 @@ static bool has_sha(void)
 }
 #endif
 
+bool sha256_plain;
+
 static void blocks(uint32_t state[8], const unsigned char *p, size_t count)
 {
 #if defined(__x86_64__)
@@ -106,7 +107,7 @@ static void blocks(uint32_t state[8], const unsigned char *p, size_t count)
 
     if (have < 0)
         __atomic_store_n(&sha, have = has_sha(), __ATOMIC_RELAXED);
-    if (have) {
+    if (have && !sha256_plain) {
         blocks_sha(state, p, count);
         return;
     }

@@ -10,6 +10,7 @@
 #ifndef FORMATS_HASH_H
 #define FORMATS_HASH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,6 +28,9 @@ enum { SHA256_TEXT = 65, HASH_LEGACY_TEXT = 9 }; /* bytes of the hex texts with 
 void sha256_start(struct sha256 *h);
 void sha256_add(struct sha256 *h, const void *data, size_t n);
 void sha256_text(struct sha256 *h, char out[SHA256_TEXT]); /* ends the hash; lower-case hex */
+
+/* Tests set it to leave the CPU's instructions out. */
+extern bool sha256_plain;
 
 /* Of any file. */
 int hash_file(const char *path, char out[SHA256_TEXT], struct err *err);

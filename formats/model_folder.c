@@ -169,6 +169,8 @@ static int refuse_folder(struct model *m, struct err *err)
         const char *has, *is;
     } others[] = {
         {"adapter_config.json", "a LoRA (PEFT folder); give the checkpoint that it belongs to"},
+        {"unet/adapter_config.json", "a LoRA (PEFT folder); give the checkpoint that it belongs to"},
+        {"text_encoder/adapter_config.json", "a LoRA (PEFT folder); give the checkpoint that it belongs to"},
         {"text_encoder_2", "an SDXL or newer model; give a Stable Diffusion 1.x or 2.x model"},
         {"transformer", "a transformer model (Stable Diffusion 3, Flux or the like); give a Stable Diffusion 1.x or 2.x model"},
         {"prior", "a model with a prior (Kandinsky, unCLIP or the like); give a Stable Diffusion 1.x or 2.x model"},
