@@ -87,6 +87,7 @@ static struct op_attr read_attr(const json_t *j)
     return (struct op_attr){NUMBER(float, scale), NUMBER(float, fold), NUMBER(float, eps), NUMBER(size_t, groups),
                             NUMBER(size_t, heads), NUMBER(size_t, stride), NUMBER(size_t, pad_before),
                             NUMBER(size_t, pad_after), NUMBER(size_t, first), NUMBER(size_t, count), NUMBER(size_t, width),
+                            NUMBER(size_t, crop_h), NUMBER(size_t, crop_w),
                             .causal = json_is_true(json_object_get(j, "causal")), .act = act ? act_of(act) : ACT_NONE};
 #undef NUMBER
 }

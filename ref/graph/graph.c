@@ -57,8 +57,12 @@ int graph_input(struct graph *g, const char *name, enum dtype dtype, const struc
 
 static int add_source(struct graph *g, enum value_kind kind, const char *name, const struct tensor *t)
 {
-    int v = t ? graph_new_value(g, kind, name, t->dtype, &t->shape) : GRAPH_NONE;
+    int v;
 
+    for (size_t i = 0; t && i < g->value_count; i++)
+        if (g->values[i].source == t)
+            return (int)i;
+    v = t ? graph_new_value(g, kind, name, t->dtype, &t->shape) : GRAPH_NONE;
     if (v != GRAPH_NONE)
         g->values[v].source = t;
     else if (!broken(g))

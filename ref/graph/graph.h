@@ -7,7 +7,7 @@
  *     h = graph_linear(g, x, w, b, "mlp.fc1");
  *     h = graph_unary(g, OP_gelu, h, "mlp.act");
  *
- * The order of the transforms is: build, differentiate, checkpoint, fuse, plan.
+ * The order of the transforms is: build, fuse (what has a backward), differentiate, checkpoint, fuse (the rest), plan.
  */
 #ifndef REF_GRAPH_GRAPH_H
 #define REF_GRAPH_GRAPH_H
@@ -64,7 +64,8 @@ void graph_free(struct graph *g);
 /* 0, or -1 with err filled by the first error of building. */
 int graph_check(const struct graph *g, struct err *err);
 
-/* Values from outside. Names are copied; *t is borrowed and must outlive the graph, its data may still be NULL. */
+/* Values from outside. Names are copied; *t is borrowed and must outlive the graph, its data may still be NULL. The same t
+ * always gives the same value, so a layer used twice has one gradient. */
 int graph_input(struct graph *g, const char *name, enum dtype dtype, const struct shape *shape);
 int graph_weight(struct graph *g, const char *name, const struct tensor *t);
 int graph_param(struct graph *g, const char *name, const struct tensor *t);
@@ -104,7 +105,10 @@ int graph_differentiate(struct graph *g, int loss, const int *wanted, size_t wan
  * gradients are the same bytes. Call after graph_differentiate(). */
 int graph_checkpoint(struct graph *g, struct err *err);
 
-/* Fusions: each takes two or more nodes whose intermediate value nobody else needs and puts one in their place. */
+/* Fusions: each takes two nodes whose intermediate value nobody else needs and puts one in their place. Before
+ * graph_differentiate() only FUSE_NORM_SILU and FUSE_RESIDUAL may be used (the backward knows them); after it, all. Values
+ * that a caller wants to see must be kept before. One GEMM for q, k and v is not among them: it would need a copy of three
+ * weights that are mapped from a file, to save one pass over x. */
 enum graph_fusion {
     FUSE_NORM_SILU = 1,       /* group norm, SiLU */
     FUSE_LINEAR_ACT = 2,      /* linear, then GELU, quick GELU or SiLU */

@@ -27,7 +27,7 @@ static void take_place(struct graph *g, struct graph_node *first, struct graph_n
     for (int i = 1; i < OP_MAX_OUT; i++)
         if (second->out[i] != GRAPH_NONE)
             g->values[second->out[i]].node = (int)(second - g->nodes);
-    graph_clear_node(first, first->op, first->layer, 0); /* writes nothing: graph_prune() removes it */
+    graph_clear_node(first, first->op, first->layer, 0); /* writes nothing: remove_empty() takes it out */
 }
 
 static void fuse_act(struct graph *g, const int *count, struct graph_node *n, unsigned which)
@@ -67,6 +67,18 @@ static void fuse_residual(struct graph *g, const int *count, struct graph_node *
     }
 }
 
+static void remove_empty(struct graph *g)
+{
+    int list[OP_MAX_IN];
+    size_t kept = 0;
+
+    for (size_t i = 0; i < g->node_count; i++)
+        if (graph_list_writes(&g->nodes[i], list) > 0)
+            g->nodes[kept++] = g->nodes[i];
+    g->node_count = kept;
+    graph_renumber(g);
+}
+
 int graph_fuse(struct graph *g, unsigned which, struct err *err)
 {
     int *count, list[GRAPH_MAX_READS];
@@ -92,5 +104,6 @@ int graph_fuse(struct graph *g, unsigned which, struct err *err)
             fuse_act(g, count, n, which);
     }
     free(count);
-    return graph_prune(g, err);
+    remove_empty(g);
+    return 0;
 }

@@ -163,8 +163,12 @@ static int shape(const struct op_call *c, struct err *err)
 
 static size_t scratch(const struct op_call *c, bool back, int threads)
 {
-    (void)c, (void)back;
-    return gemm_scratch(threads);
+    const size_t *w = c->in[W]->shape.dim;
+    size_t taps = w[1] * w[2];
+    size_t x = back ? gemm_scratch(elementwise_count(c->in[X]) / w[3], w[3], taps * w[0], threads) : 0;
+    size_t y = gemm_scratch(elementwise_count(c->out[0]) / w[0], w[0], taps * w[3], threads);
+
+    return x > y ? x : y;
 }
 
 static double flops(const struct op_call *c, bool back)

@@ -11,11 +11,6 @@
  * beside it (512 KB) stay in the caches. 256 rows make the conversion of a panel about a thirtieth of the work on it. */
 enum { TILE_M = 256, TILE_N = 320, TILE_K = 512 };
 
-size_t gemm_scratch(int threads)
-{
-    return (size_t)threads * (TILE_M + TILE_N) * TILE_K * sizeof(float);
-}
-
 static size_t least(size_t a, size_t b)
 {
     return a < b ? a : b;
@@ -29,6 +24,22 @@ static size_t cut(size_t n, size_t most, size_t *size)
     *size = (n + pieces - 1) / pieces;
     *size = least((*size + 15) / 16 * 16, most);
     return (n + *size - 1) / *size;
+}
+
+/* Floats of scratch a thread has: rows of X, then a panel of W; each rounded up to whole cache lines. */
+static size_t patch_floats(size_t m, size_t k)
+{
+    return (least(TILE_M, m) * least(TILE_K, k) + 15) / 16 * 16;
+}
+
+static size_t thread_floats(size_t m, size_t n, size_t k)
+{
+    return patch_floats(m, k) + (least(TILE_N, (n + 15) / 16 * 16) * least(TILE_K, k) + 15) / 16 * 16;
+}
+
+size_t gemm_scratch(size_t m, size_t n, size_t k, int threads)
+{
+    return (size_t)threads * thread_floats(m, n, k) * sizeof(float);
 }
 
 /* Converts W rows [r0, r0 + rows) x columns [c0, c0 + cols) in the stored orientation: dst [cols, rows] when transposed,
@@ -126,8 +137,8 @@ static int run_tile(void *ctx, size_t index, struct err *err)
     size_t size_n, across = cut(g->n, TILE_N, &size_n);
     size_t m0 = index / across * TILE_M, n0 = index % across * size_n;
     size_t rows = least(TILE_M, g->m - m0), cols = least(size_n, g->n - n0);
-    float *patch = (float *)g->scratch + (size_t)thread_index() * (TILE_M + TILE_N) * TILE_K;
-    float *converted = patch + TILE_M * TILE_K, scale = g->scale != 0 ? g->scale : 1;
+    float *patch = (float *)g->scratch + (size_t)thread_index() * thread_floats(g->m, g->n, g->k);
+    float *converted = patch + patch_floats(g->m, g->k), scale = g->scale != 0 ? g->scale : 1;
     bool add = start_tile(g, m0, rows, n0, cols);
 
     (void)err;
@@ -166,7 +177,7 @@ static int gradient_tile(void *ctx, size_t index, struct err *err)
     const struct gradient *d = ctx;
     const struct gemm *g = d->g;
     size_t k0 = index * TILE_K, kk = least(TILE_K, g->k - k0);
-    float *patch = (float *)g->scratch + (size_t)thread_index() * (TILE_M + TILE_N) * TILE_K;
+    float *patch = (float *)g->scratch + (size_t)thread_index() * thread_floats(g->m, g->n, g->k);
 
     (void)err;
     for (size_t m0 = 0; m0 < g->m; m0 += TILE_M) {

@@ -44,7 +44,8 @@ struct gemm {
     void *scratch; /* gemm_scratch() bytes */
 };
 
-size_t gemm_scratch(int threads);
+/* Bytes of scratch that gemm_run() of this m, n, k needs, or gemm_weight_gradient(); the greater of the two. */
+size_t gemm_scratch(size_t m, size_t n, size_t k, int threads);
 int gemm_run(const struct gemm *g, struct err *err);
 
 /* dw [n, k] = scale * dyT [n, m] X [m, k], for the few weights that are trained; X and scratch as above (g->x or g->rows,

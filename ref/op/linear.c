@@ -104,8 +104,11 @@ static int shape(const struct op_call *c, struct err *err)
 
 static size_t scratch(const struct op_call *c, bool back, int threads)
 {
-    (void)c, (void)back;
-    return gemm_scratch(threads);
+    const size_t *w = c->in[W]->shape.dim;
+    size_t m = elementwise_count(c->in[X]) / w[1];
+    size_t x = back ? gemm_scratch(m, w[1], w[0], threads) : 0, y = gemm_scratch(m, w[0], w[1], threads);
+
+    return x > y ? x : y;
 }
 
 static double flops(const struct op_call *c, bool back)

@@ -39,7 +39,7 @@
  *  geglu       x [.., 2c] -> y [.., c] = first half * gelu(second half)
  *  embedding   ids [n, t] i32, table [v, c], [positions p, c] (p >= t) -> y [n, t, c]
  *  timestep    t [n] f32 -> y [n, width] = cos then sin of t * 10000^(-i / (width/2)); attr: width
- *  upsample    x [n, h, w, c] -> y [n, 2h, 2w, c], nearest
+ *  upsample    x [n, h, w, c] -> y [n, 2h - crop_h, 2w - crop_w, c], nearest; attr: crop_h, crop_w (0 or 1)
  *  concat      a [.., ca], b [.., cb] -> y [.., ca + cb]
  *  split       x [.., c] -> y [.., count], channels first .. first+count-1; attr: first, count
  *  add         a [n, .., c], b of the same shape, or [n, c] -> y = a + b
@@ -87,6 +87,7 @@ struct op_attr {
     size_t stride, pad_before, pad_after;
     size_t first, count;
     size_t width;
+    size_t crop_h, crop_w;
 };
 
 /* One call of an op. Absent tensors are NULL. When a plan is made the data pointers are NULL too; shapes are always set. */
