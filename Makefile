@@ -85,7 +85,7 @@ $(OUT)/tests/%: $(OUT)/tests/%.o $(OUT)/tests/libtest.a $(LIB)
 $(OUT)/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/tests/fuzz/replay.o $(LIB)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)
 
-$(OUT)/tests/bench/bench_%: $(OUT)/tests/bench/bench_%.o $(LIB)
+$(OUT)/tests/bench/bench_%: $(OUT)/tests/bench/bench_%.o $(CMD_LIB_OBJ) $(LIB)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)
 
 ## bench: time the parts, one thread after another (tests/bench/README.md)

@@ -224,54 +224,46 @@ static bool in_place(const struct entry *e)
     return e->info.data && e->t.dtype == e->info.dtype && !needs_repack(e);
 }
 
-/* The bytes of a tensor on their way: `at` is where they are now, `owned` the buffer to free, if any. */
-struct stage {
-    const void *at;
-    void *owned;
-};
-
 /* The next buffer is filled: the one before is no longer needed. */
-static void advance(struct stage *s, void *next)
+static void advance(void **now, void *next)
 {
-    free(s->owned);
-    s->at = s->owned = next;
+    free(*now);
+    *now = next;
 }
 
-/* read, convert, repack: each only where needed */
+/* Read, convert, repack: each only where needed. What is not used in place is read even when it is mapped: its pages would
+ * stay resident beside the copy. */
 static int load(const struct weights *w, struct entry *e, struct err *err)
 {
     size_t n = 0, size = dtype_size(e->t.dtype), taps = 1;
-    struct stage s = {.at = e->info.data};
-    void *next;
+    void *now = NULL, *next;
 
     shape_numel(&e->t.shape, &n); /* f64 fits: get() has checked */
-    if (!s.at) {
-        next = mem_new(n * dtype_size(e->info.dtype), e->name, err);
-        if (!next || w->source->read(w->source->ctx, &e->info, next, err) < 0) {
-            free(next);
-            return -1;
-        }
-        advance(&s, next);
+    next = mem_new(n * dtype_size(e->info.dtype), e->name, err);
+    if (!next || w->source->read(w->source->ctx, &e->info, next, err) < 0) {
+        free(next);
+        return -1;
     }
+    advance(&now, next);
     if (e->t.dtype != e->info.dtype) {
         next = mem_new(n * size, e->name, err);
         if (!next)
             goto fail;
-        dtype_convert(next, e->t.dtype, s.at, e->info.dtype, n);
-        advance(&s, next);
+        dtype_convert(next, e->t.dtype, now, e->info.dtype, n);
+        advance(&now, next);
     }
     if (needs_repack(e)) {
         next = mem_new(n * size, e->name, err);
         if (!next)
             goto fail;
         taps = e->t.shape.dim[1] * e->t.shape.dim[2];
-        (size == 2 ? repack2 : repack4)(next, s.at, e->t.shape.dim[0], e->t.shape.dim[3], taps);
-        advance(&s, next);
+        (size == 2 ? repack2 : repack4)(next, now, e->t.shape.dim[0], e->t.shape.dim[3], taps);
+        advance(&now, next);
     }
-    e->t.data = e->owned = s.owned;
+    e->t.data = e->owned = now;
     return 0;
 fail:
-    free(s.owned);
+    free(now);
     return -1;
 }
 

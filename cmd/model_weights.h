@@ -1,0 +1,19 @@
+/* The engine's weight source (ref/model/weights.h) over an opened model (formats/model.h): mapped from its files where the
+ * bytes lie there plainly, so that an f16 checkpoint costs its own size and its pages can be dropped; read otherwise. */
+#ifndef CMD_MODEL_WEIGHTS_H
+#define CMD_MODEL_WEIGHTS_H
+
+#include "formats/model.h"
+#include "ref/model/weights.h"
+
+struct model_weights;
+
+/* m is borrowed until model_weights_close(). map: use the files' bytes in place (a file cut short by someone else meanwhile
+ * then ends the program with SIGBUS); without it every tensor is read into memory of its own. */
+int model_weights_open(struct model_weights **out, const struct model *m, bool map, struct err *err);
+void model_weights_close(struct model_weights *w); /* NULL is fine; after weights_free() */
+
+/* The source; valid until model_weights_close(). */
+const struct weight_source *model_weights_source(const struct model_weights *w);
+
+#endif

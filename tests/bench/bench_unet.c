@@ -1,0 +1,288 @@
+/* usage: bench_unet MODEL unet|te|encode|decode [--batch N] [--size PIXELS] [--runs N] [--threads N] [--profile] [--no-fuse]
+ *                   [--train RANK] [--checkpoint] [--in FILE.safetensors] [--out FILE.safetensors]
+ *
+ * Runs one part of a full model: prints the forecast, seconds of each run, and the process's peak memory. With --in, inputs
+ * are read from a file by name (latents, timestep, context, ids, pictures; channels last), else they are a fixed pattern;
+ * --out writes the result as tensor "out". --train: forward and backward with a LoRA of that rank on every linear layer of
+ * the U-Net. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#include "cmd/model_weights.h"
+#include "formats/tensor_writer.h"
+#include "ref/base/thread.h"
+#include "ref/graph/profile.h"
+#include "ref/graph/run.h"
+#include "ref/lora/target.h"
+#include "ref/model/clip.h"
+#include "ref/model/unet.h"
+#include "ref/model/vae.h"
+
+struct bench {
+    const char *model, *part, *in, *out;
+    size_t batch, size, runs, rank;
+    int threads;
+    bool profile, plain, checkpoint;
+    struct model *m;
+    struct model_weights *source;
+    struct weights *w;
+    struct graph *g;
+    struct layers layers;
+    struct run *run;
+    int inputs[4], input_count, result, seed;
+    struct layers_lora *loras;
+    size_t lora_count;
+};
+
+static double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int usage(void)
+{
+    fputs("usage: bench_unet MODEL unet|te|encode|decode [--batch N] [--size PIXELS] [--runs N] [--threads N] [--profile]\n"
+          "                  [--no-fuse] [--train RANK] [--checkpoint] [--in FILE] [--out FILE]\n", stderr);
+    return 2;
+}
+
+static bool parse(struct bench *b, int argc, char **argv)
+{
+    *b = (struct bench){.batch = 1, .size = 512, .runs = 3, .seed = GRAPH_NONE};
+    if (argc < 3)
+        return false;
+    b->model = argv[1];
+    b->part = argv[2];
+    for (int i = 3; i < argc; i++) {
+        const char *a = argv[i], *v = i + 1 < argc ? argv[i + 1] : NULL;
+
+        if (strcmp(a, "--profile") == 0)
+            b->profile = true;
+        else if (strcmp(a, "--no-fuse") == 0)
+            b->plain = true;
+        else if (strcmp(a, "--checkpoint") == 0)
+            b->checkpoint = true;
+        else if (!v)
+            return false;
+        else if (i++, strcmp(a, "--batch") == 0)
+            b->batch = (size_t)atol(v);
+        else if (strcmp(a, "--size") == 0)
+            b->size = (size_t)atol(v);
+        else if (strcmp(a, "--runs") == 0)
+            b->runs = (size_t)atol(v);
+        else if (strcmp(a, "--threads") == 0)
+            b->threads = atoi(v);
+        else if (strcmp(a, "--train") == 0)
+            b->rank = (size_t)atol(v);
+        else if (strcmp(a, "--in") == 0)
+            b->in = v;
+        else if (strcmp(a, "--out") == 0)
+            b->out = v;
+        else
+            return false;
+    }
+    return true;
+}
+
+static struct tensor *factor(size_t rows, size_t cols, float size)
+{
+    struct tensor *t = calloc(1, sizeof *t);
+
+    if (!t || !(t->data = malloc(rows * cols * sizeof(float))))
+        abort();
+    t->shape = (struct shape){2, {rows, cols}};
+    for (size_t i = 0; i < rows * cols; i++)
+        ((float *)t->data)[i] = size * (float)((double)(i * 2654435761u % 1000) / 500 - 1);
+    return t;
+}
+
+static void add_loras(struct bench *b)
+{
+    b->loras = calloc(b->m->count, sizeof *b->loras);
+    for (size_t i = b->m->part_first[MODEL_UNET]; b->loras && i < b->m->part_first[MODEL_UNET + 1]; i++) {
+        const struct model_tensor *t = &b->m->tensor[i];
+        struct target target;
+        char path[300];
+
+        if (target_of(MODEL_UNET, t->name, &t->shape, &target) != TARGET_LINEAR)
+            continue;
+        snprintf(path, sizeof path, "%.*s", (int)target.path_length, t->name);
+        b->loras[b->lora_count++] = (struct layers_lora){MODEL_UNET, strdup(path), factor(b->rank, target.in, 0.01f),
+                                                         factor(target.out, b->rank, 0.01f), 1, true, false};
+    }
+    b->layers.loras = b->loras;
+    b->layers.lora_count = b->lora_count;
+}
+
+/* The loss is against zeros. */
+static int make_training(struct bench *b, struct err *err)
+{
+    struct shape s = graph_shape(b->g, b->result);
+    int target = graph_input(b->g, "target", DT_F32, &s), *grads;
+    int loss = graph_binary(b->g, OP_mse, b->result, target, "loss");
+    int rc;
+
+    b->inputs[b->input_count++] = target;
+    graph_keep(b->g, loss);
+    if (!b->plain && graph_fuse(b->g, FUSE_NORM_SILU | FUSE_RESIDUAL, err) < 0)
+        return -1;
+    grads = malloc(b->g->value_count * sizeof *grads);
+    if (!grads)
+        return err_memory(err, 0, "gradients");
+    rc = graph_differentiate(b->g, loss, NULL, 0, grads, err);
+    b->seed = rc == 0 ? grads[loss] : GRAPH_NONE;
+    b->result = loss;
+    free(grads);
+    return rc < 0 || !b->checkpoint ? rc : graph_checkpoint(b->g, err);
+}
+
+static int build(struct bench *b, struct err *err)
+{
+    size_t latent = b->size / 8;
+    struct unet unet;
+    struct clip clip;
+    struct vae vae;
+
+    if (strcmp(b->part, "unet") == 0) {
+        b->layers.part = MODEL_UNET;
+        if (b->rank)
+            add_loras(b);
+        if (unet_build(&b->layers, NULL, b->batch, latent, latent, GRAPH_NONE, 77, &unet, err) < 0)
+            return -1;
+        b->inputs[0] = unet.latents, b->inputs[1] = unet.timestep, b->inputs[2] = unet.context, b->input_count = 3;
+        b->result = unet.out;
+    } else if (strcmp(b->part, "te") == 0) {
+        b->layers.part = MODEL_TEXT_ENCODER;
+        if (clip_build(&b->layers, NULL, b->batch, 77, &clip, err) < 0)
+            return -1;
+        b->inputs[0] = clip.ids, b->input_count = 1, b->result = clip.out;
+    } else {
+        bool encode = strcmp(b->part, "encode") == 0;
+
+        b->layers.part = MODEL_VAE;
+        if ((encode ? vae_build_encoder(&b->layers, b->batch, b->size, b->size, &vae, err)
+                    : vae_build_decoder(&b->layers, b->batch, latent, latent, &vae, err)) < 0)
+            return -1;
+        b->inputs[0] = vae.in, b->input_count = 1, b->result = vae.out;
+    }
+    if (b->rank)
+        return make_training(b, err);
+    return b->plain ? 0 : graph_fuse(b->g, FUSE_ALL, err);
+}
+
+/* Inputs from the file, or waves of about unit size; tokens and timesteps in range. */
+static int write_inputs(struct bench *b, const struct tensor_file *f, struct err *err)
+{
+    for (int i = 0; i < b->input_count; i++) {
+        struct tensor t = run_tensor(b->run, b->inputs[i]);
+        const char *name = b->g->values[b->inputs[i]].name;
+        const struct tensor_entry *e = f ? tensor_file_find(f, name) : NULL;
+        size_t n = 0;
+
+        shape_numel(&t.shape, &n);
+        if (e && (e->dtype != t.dtype || !shape_equal(&e->shape, &t.shape)))
+            return err_set(err, "'%s' in '%s' has another shape or type", name, b->in);
+        if (e && tensor_file_read(f, e, t.data, err) < 0)
+            return -1;
+        for (size_t j = 0; !e && j < n; j++)
+            if (t.dtype == DT_I32)
+                ((int32_t *)t.data)[j] = (int32_t)(j * 613 % 40000);
+            else
+                ((float *)t.data)[j] = strcmp(name, "timestep") == 0 ? 500 : (float)sin(1.7 * (double)(j % 100003));
+    }
+    if (b->seed != GRAPH_NONE)
+        *(float *)run_data(b->run, b->seed) = 1;
+    return 0;
+}
+
+static int write_result(struct bench *b, struct err *err)
+{
+    struct tensor t = run_tensor(b->run, b->result);
+    struct tensor_spec spec = {.name = "out", .dtype = t.dtype, .shape = t.shape};
+    struct tensor_writer *w;
+
+    if (tensor_writer_open(&w, b->out, NULL, &spec, 1, NULL, 0, err) < 0)
+        return -1;
+    if (tensor_writer_put(w, 0, t.data, err) < 0) {
+        tensor_writer_abort(w);
+        return -1;
+    }
+    return tensor_writer_commit(w, err);
+}
+
+static int work(struct bench *b, struct err *err)
+{
+    struct run_options options = {0};
+    struct tensor_file *f = NULL;
+    struct profile *profile = NULL;
+    struct rusage usage_now;
+    struct ops ops;
+    size_t owned, mapped;
+    double start = now();
+
+    ops_ref(&ops);
+    if (model_open(&b->m, b->model, err) < 0 || model_weights_open(&b->source, b->m, true, err) < 0 ||
+        weights_new(&b->w, model_weights_source(b->source), err) < 0 || (b->in && tensor_file_open(&f, b->in, err) < 0))
+        return -1;
+    b->g = graph_new(err);
+    b->layers = (struct layers){.g = b->g, .w = b->w};
+    if (!b->g || build(b, err) < 0 || run_new(&b->run, b->g, &ops, err) < 0)
+        return -1;
+    weights_bytes(b->w, &owned, &mapped);
+    printf("%zu nodes; forecast: %.0f MiB activations (%.0f alive at most), %.0f MiB weights in memory, %.0f MiB mapped\n",
+           b->g->node_count, (double)run_plan(b->run)->arena / 0x1p20, (double)run_plan(b->run)->live / 0x1p20,
+           (double)owned / 0x1p20, (double)mapped / 0x1p20);
+    if (weights_load(b->w, err) < 0 || (b->profile && profile_new(&profile, b->g, err) < 0))
+        return -1;
+    printf("ready after %.2f s\n", now() - start);
+    for (size_t i = 0; i < b->runs; i++) {
+        if (write_inputs(b, f, err) < 0)
+            return -1;
+        options.after = profile && i > 0 ? profile_after : NULL;
+        options.ctx = profile;
+        start = now();
+        if (run_graph(b->run, &options, err) < 0)
+            return -1;
+        printf("run %zu: %.3f s\n", i + 1, now() - start);
+    }
+    if (profile)
+        profile_print(profile, stdout, 0, 25);
+    profile_free(profile);
+    if (b->out && write_result(b, err) < 0)
+        return -1;
+    getrusage(RUSAGE_SELF, &usage_now);
+    printf("peak memory %.0f MiB\n", (double)usage_now.ru_maxrss / 1024);
+    tensor_file_close(f);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct bench b;
+    struct err err = {0};
+    int rc;
+
+    if (argc == 1) { /* as 'make bench' runs it */
+        puts("bench_unet: skipped; it needs a full-size model (make_sd.py makes one): bench_unet MODEL unet --profile");
+        return 0;
+    }
+    if (!parse(&b, argc, argv))
+        return usage();
+    thread_init(b.threads);
+    rc = work(&b, &err);
+    if (rc < 0)
+        fprintf(stderr, "bench_unet: %s\n", err.msg);
+    run_free(b.run);
+    graph_free(b.g);
+    weights_free(b.w);
+    model_weights_close(b.source);
+    model_close(b.m);
+    return rc < 0 ? 1 : 0;
+}
