@@ -11,8 +11,8 @@
 static const char *const methods[] = {"best", "concat", "factors", NULL};
 
 static const struct option_row rows[] = {
-    {OPTION(struct merge_options, sd_model), .arg = "PATH", .flags = OPTION_REQUIRED,
-     .help = "checkpoint to merge into (.safetensors, .ckpt)"},
+    {OPTION(struct merge_options, sd_model), .arg = "PATH",
+     .help = "checkpoint to merge into (.safetensors, .ckpt); without it the LoRAs become one LoRA"},
     {OPTION(struct merge_options, models), .arg = "FILE", .flags = OPTION_REQUIRED, .help = "LoRAs, of any layout and rank"},
     {OPTION(struct merge_options, ratios), .arg = "X", .help = "one factor for each LoRA, negative ones too (default: 1 each)"},
     {OPTION(struct merge_options, save_to), .arg = "FILE", .flags = OPTION_REQUIRED | OPTION_OUTPUT,
@@ -30,6 +30,13 @@ static const struct option_row rows[] = {
     {OPTION(struct merge_options, v2), .help = "the checkpoint is Stable Diffusion 2.x (found out anyway; checked when given)"},
     {OPTION(struct merge_options, undo), .help = "subtract instead of add, and say what rounding leaves behind"},
     {OPTION(struct merge_options, ignore_missing), .help = "go on when modules of a LoRA have no place in the checkpoint"},
+    {OPTION(struct merge_options, method), .arg = "METHOD", .choices = methods, .def = "best",
+     .help =
+         "LoRA with LoRA: best approximation at --dim; concat, exact with the ranks added up; factors, as v0.3.0 added them"},
+    {OPTION(struct merge_options, dim), .arg = "N", .min = 1, .max = 65536,
+     .help = "LoRA with LoRA, method best: rank of the result (default: of each module, the largest that comes in)"},
+    {OPTION(struct merge_options, conv_dim), .arg = "N", .min = 1, .max = 65536,
+     .help = "the same for 3x3 convolutions (default: as --dim)"},
     {OPTION(struct merge_options, overwrite), .help = "allow --save_to to be one of the inputs"},
     {OPTION(struct merge_options, no_metadata), .help = "write no metadata"},
     {0},
@@ -38,6 +45,8 @@ static const struct option_row rows[] = {
 static const struct command_example examples[] = {
     {"a style at 80% into a checkpoint, which stays fp16",
      "lora merge --sd_model model.safetensors --models style.safetensors --ratios 0.8 --save_to merged.safetensors"},
+    {"two LoRAs as one of rank 64",
+     "lora merge --models a.safetensors b.safetensors --ratios 0.7 0.5 --dim 64 --save_to ab.safetensors"},
     {"only the middle and output blocks",
      "lora merge --sd_model model.safetensors --models style.safetensors --lbw OUTALL --save_to merged.safetensors"},
     {"take a merged LoRA out again",
@@ -280,6 +289,8 @@ static int run_merge(const struct command_run *run, void *options, struct err *e
 
     if (check_options(o, err))
         return -1;
+    if (run->compat && !o->sd_model)
+        o->method = MERGE_FACTORS;
     job.precision = o->precision.set ? o->precision.dtype : DT_F32;
     if (job.precision == DT_F64)
         return err_usage(err, "--precision is float, fp16 or bf16");
@@ -287,7 +298,7 @@ static int run_merge(const struct command_run *run, void *options, struct err *e
     if (!job.input)
         return -1;
     if (open_inputs(&job, err) == 0)
-        rc = merge_into_model(&job, err);
+        rc = o->sd_model ? merge_into_model(&job, err) : merge_loras(&job, err);
     for (size_t i = 0; i < job.count; i++)
         lora_file_close(job.input[i].file);
     free(job.input);
@@ -299,12 +310,18 @@ static const char *const aliases[] = {"merge_lora", NULL};
 const struct command command_merge = {
     .name = "merge",
     .aliases = aliases,
-    .summary = "merge LoRAs into a checkpoint",
-    .description = "Into a checkpoint: every weight that a LoRA changes becomes W + sum of ratio * alpha/rank * up @ down, "
-                   "summed in float and "
-                   "rounded once; everything else is copied as it is. Names, layout and types of the checkpoint stay, so a "
-                   "fp16 file stays as "
-                   "large as it is. An EMA copy is not touched.",
+    .summary = "merge LoRAs into a checkpoint, or several LoRAs into one",
+    .description =
+        "Into a checkpoint: every weight that a LoRA changes becomes W + sum of ratio * alpha/rank * up @ down, summed in "
+        "float and "
+        "rounded once; everything else is copied as it is. Names, layout and types of the checkpoint stay, so a fp16 file "
+        "stays as "
+        "large as it is. An EMA copy is not touched.\n\n"
+        "LoRA with LoRA: the result acts as applying all of them with their ratios. At the rank of the largest it is the best "
+        "approximation there is, and its error is printed; '--method concat' is exact, with the ranks added up. '--method "
+        "factors' adds the factors themselves, as sd-scripts v0.3.0 does: ratios then act squared, the sign of a negative "
+        "ratio "
+        "is lost, and cross terms appear.",
     .options = rows,
     .options_size = sizeof(struct merge_options),
     .examples = examples,

@@ -1,4 +1,4 @@
-/* lora merge on tiny models, against torch, diffusers and sd-scripts' own name converters */
+/* lora merge and lora resize on tiny models, against torch, diffusers and sd-scripts' own name converters */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -282,6 +282,208 @@ static void test_undo(void **state)
     free(q);
 }
 
+/* ---- LoRA with LoRA ---- */
+
+static struct lora_file *open_lora(const char *path)
+{
+    struct lora_file *f;
+    struct err e;
+
+    if (lora_file_open(&f, path, &e))
+        fail_msg("%s", e.msg);
+    return f;
+}
+
+/* scale * up @ down of a module, in f64 */
+static double *dense(const struct lora_module *m)
+{
+    size_t in = m->in * m->kh * m->kw;
+    float *up = malloc(m->out * m->rank * sizeof *up), *down = malloc(m->rank * in * sizeof *down);
+    double *x = calloc(m->out * in, sizeof *x);
+    struct err e;
+
+    assert_int_equal(lora_module_read_f32(m, up, down, &e), 0);
+    for (size_t i = 0; i < m->out; i++)
+        for (size_t r = 0; r < m->rank; r++)
+            for (size_t j = 0; j < in; j++)
+                x[i * in + j] += m->alpha / (double)m->rank * (double)up[i * m->rank + r] * (double)down[r * in + j];
+    free(up);
+    free(down);
+    return x;
+}
+
+/* Every module that the golden file knows: the distance from the exact sum is at most `most` times the least of rank 3 (0:
+ * none) plus the rounding of f32 factors. */
+static void check_sum(const char *path, double most, size_t rank)
+{
+    struct tensor_file *g = open_file(G "a_b_sum.safetensors");
+    struct lora_file *f = open_lora(path);
+    size_t found = 0;
+
+    for (size_t i = 0; i < f->count; i++) {
+        const struct lora_module *m = &f->module[i];
+        char name[300];
+        const struct tensor_entry *e;
+        double *x, *want, *least, *norm, diff2 = 0;
+
+        snprintf(name, sizeof name, "sum.%s", m->path);
+        e = tensor_file_find(g, name);
+        if (!e || m->part != MODEL_UNET)
+            continue;
+        found++;
+        assert_int_equal(m->rank, rank);
+        want = read_all(g, e);
+        x = dense(m);
+        snprintf(name, sizeof name, "least3.%s", m->path);
+        least = read_all(g, tensor_file_find(g, name));
+        snprintf(name, sizeof name, "norm.%s", m->path);
+        norm = read_all(g, tensor_file_find(g, name));
+        for (size_t j = 0; j < m->out * m->in; j++)
+            diff2 += (x[j] - want[j]) * (x[j] - want[j]);
+        /* 6 ranks, and each factor rounded to f32 once: (6 + 2) eps of the norm, times 2 for terms that cancel */
+        if (sqrt(diff2) > most * *least + 16 * 0x1p-24 * *norm)
+            fail_msg("%s: off by %g of %g, the least at rank 3 is %g", m->path, sqrt(diff2), *norm, *least);
+        free(want);
+        free(x);
+        free(least);
+        free(norm);
+    }
+    assert_int_equal(found, 32);
+    lora_file_close(f);
+    tensor_file_close(g);
+}
+
+static void test_loras(void **state)
+{
+    char *p = scratch("ab.safetensors"), *q = scratch("ab1.safetensors"), *r = scratch("ab.ckpt");
+    struct tensor_file *f;
+    const char *tags;
+
+    (void)state;
+    assert_int_equal(lora("merge", "--models", G "a.safetensors", G "b.safetensors", "--ratios", "0.8", "-0.5", "--dim", "3",
+                          "--save_precision", "float", "--save_to", p, "--threads", "2", NULL),
+                     0);
+    check_sum(p, 1 + 1e-3, 3);
+    assert_int_equal(lora("merge", "--models", G "a.safetensors", G "b.safetensors", "--ratios", "0.8", "-0.5", "--dim", "3",
+                          "--save_precision", "float", "--save_to", q, "--threads", "1", NULL),
+                     0);
+    f = open_file(p);
+    tags = tensor_file_metadata(f, "ss_tag_frequency");
+    assert_non_null(tags);
+    assert_non_null(strstr(tags, "\"red\":5"));
+    assert_non_null(strstr(tags, "\"blue\":1"));
+    assert_string_equal(tensor_file_metadata(f, "ss_v2"), "False");
+    assert_string_equal(tensor_file_metadata(f, "ss_network_module"), "networks.lora");
+    assert_string_equal(tensor_file_metadata(f, "ss_output_name"), "ab");
+    assert_null(strstr(tensor_file_metadata(f, "ss_merge_recipe"), "golden/"));
+    assert_string_not_equal(tensor_file_metadata(f, "sshs_model_hash"),
+                            "0000000000000000000000000000000000000000000000000000000000000000");
+    tensor_file_close(f);
+    assert_int_equal(lora("merge", "--models", G "a.safetensors", G "b.safetensors", "--ratios", "0.8", "-0.5", "--method",
+                          "concat", "--save_precision", "float", "--save_to", p, NULL),
+                     0);
+    check_sum(p, 0, 6);
+    assert_int_equal(lora("merge", "--models", G "a.safetensors", G "b.safetensors", "--ratios", "0.8", "-0.5", "--dim", "3",
+                          "--save_precision", "float", "--save_to", r, NULL),
+                     0);
+    check_sum(r, 1 + 1e-3, 3);
+    free(p);
+    free(q);
+    free(r);
+}
+
+/* The same tensors with the same bits as torch's. */
+static void test_loras_v030(void **state)
+{
+    char *p = scratch("v030.safetensors");
+    struct tensor_file *f, *w = open_file(G "b_b2_v030.safetensors");
+
+    (void)state;
+    assert_int_equal(lora("merge", "--compat", "v0.3.0", "--models", G "b.safetensors", G "b2.safetensors", "--ratios", "0.8",
+                          "-0.5", "--save_to", p, NULL),
+                     0);
+    f = open_file(p);
+    assert_int_equal(f->count, w->count);
+    for (size_t i = 0; i < w->count; i++) {
+        const struct tensor_entry *e = tensor_file_find(f, w->entries[i].name);
+        void *x, *y;
+
+        assert_non_null(e);
+        assert_true(shape_equal(&e->shape, &w->entries[i].shape));
+        assert_int_equal(e->dtype, DT_F32);
+        x = read_all(f, e);
+        y = read_all(w, &w->entries[i]);
+        assert_memory_equal(x, y, e->nbytes);
+        free(x);
+        free(y);
+    }
+    tensor_file_close(f);
+    tensor_file_close(w);
+    free(p);
+}
+
+static void test_resize(void **state)
+{
+    char *p = scratch("small.safetensors");
+    struct tensor_file *g = open_file(G "a_sv.safetensors");
+    struct lora_file *old = open_lora(G "a.safetensors");
+
+    (void)state;
+    for (int method = 0; method < 3; method++) {
+        struct lora_file *f;
+
+        if (method == 0)
+            assert_int_equal(lora("resize", "--model", G "a.safetensors", "--new_rank", "2", "--save_precision", "float",
+                                  "--save_to", p, NULL),
+                             0);
+        else
+            assert_int_equal(lora("resize", "--model", G "a.safetensors", "--new_rank", "4", "--dynamic_method",
+                                  method == 1 ? "sv_fro" : "sv_ratio", "--dynamic_param", method == 1 ? "0.9" : "2",
+                                  "--save_precision", "float", "--save_to", p, NULL),
+                             0);
+        f = open_lora(p);
+        assert_int_equal(f->count, old->count);
+        for (size_t i = 0; i < f->count; i++) {
+            const struct lora_module *m = &f->module[i], *o = &old->module[i];
+            char key[300];
+            const struct tensor_entry *e = tensor_file_find(g, target_kohya_key(o->part, o->path, key, sizeof key));
+            double *s, *x = dense(m), *y = dense(o), total = 0, sum = 0, lost = 0, diff2 = 0;
+            size_t n, rank = 0;
+
+            assert_non_null(e);
+            s = read_all(g, e);
+            n = e->shape.dim[0];
+            for (size_t k = 0; k < n; k++)
+                total += s[k] * s[k];
+            if (method == 0)
+                rank = o->rank < 2 ? o->rank : 2;
+            else if (method == 2)
+                while (rank < o->rank && s[rank] * 2 > s[0])
+                    rank++;
+            else
+                while (rank < o->rank && sqrt(sum / total) < 0.9) {
+                    sum += s[rank] * s[rank];
+                    rank++;
+                }
+            assert_int_equal(m->rank, rank);
+            assert_true(fabs(m->alpha / (double)m->rank - o->alpha / (double)o->rank) < 1e-6);
+            for (size_t k = n; k-- > rank;)
+                lost += s[k] * s[k];
+            for (size_t k = 0; k < m->out * m->in * m->kh * m->kw; k++)
+                diff2 += (x[k] - y[k]) * (x[k] - y[k]);
+            /* a is f16, its module's scale alpha / rank; the result is f32: 6 roundings of the norm */
+            assert_true(sqrt(diff2) <= (sqrt(lost) * (1 + 1e-3) + 8 * 0x1p-24 * sqrt(total)) * o->alpha / (double)o->rank);
+            free(s);
+            free(x);
+            free(y);
+        }
+        lora_file_close(f);
+    }
+    lora_file_close(old);
+    tensor_file_close(g);
+    free(p);
+}
+
 /* ---- What is refused: a message that says so, exit status, nothing written ---- */
 
 static void refused(int status, int want, const char *text, const char *more, const char *path)
@@ -328,18 +530,30 @@ static void test_refused(void **state)
             NULL, out);
     refused(lora("merge", "--sd_model", sd1, "--models", a, "--lbw", "OUTSIDE", "--save_to", out, NULL), 2, "--lbw 'OUTSIDE'",
             "preset", out);
+    refused(lora("merge", "--undo", "--models", a, "--save_to", out, NULL), 2, "--undo takes LoRAs out of a checkpoint", NULL,
+            out);
+    refused(lora("merge", "--sd_model", sd1, "--models", a, "--dim", "4", "--save_to", out, NULL), 2, "--dim", NULL, out);
     refused(lora("merge", "--v2", "--sd_model", sd1, "--models", a, "--save_to", out, NULL), 2, "sd1.safetensors", "--v2", out);
     refused(lora("merge", "--sd_model", sd2, "--models", a, "--save_to", out, NULL), 1, "a.safetensors",
             "use a LoRA made for this kind", out);
     refused(lora("merge", "--sd_model", sd1, "--models", G "v2.safetensors", "--save_to", out, NULL), 1, "v2.safetensors",
             "use a LoRA made for this kind", out);
+    refused(lora("merge", "--models", a, G "v2.safetensors", "--save_to", out, NULL), 1, "v2.safetensors", "cannot become one",
+            out);
     refused(lora("merge", "--sd_model", sd1, "--models", bad_lora, "--save_to", out, NULL), 1, "nan_lora.safetensors", down,
             out);
+    refused(lora("merge", "--models", bad_lora, b, "--save_to", out, NULL), 1, "nan_lora.safetensors", down, out);
     refused(lora("merge", "--sd_model", bad_model, "--models", a, "--save_to", out, NULL), 1, "nan_model.safetensors",
             "layers.1.mlp.fc1.weight': the weight is not a finite number at row 1, column 1", out);
     refused(lora("merge", "--sd_model", sd1, "--models", sd1, "--save_to", out, NULL), 1, "sd1.safetensors", NULL, out);
     refused(lora("merge", "--sd_model", sd1, "--models", a, "--ratios", "1e6", "--save_to", out, NULL), 1,
             "does not fit in f16", "--save_precision", out);
+    refused(lora("merge", "--method", "factors", "--models", a, b, "--save_to", out, NULL), 1,
+            "factors of different ranks cannot be added", "--method best or concat", out);
+    refused(lora("resize", "--model", a, "--dynamic_method", "sv_fro", "--save_to", out, NULL), 2, "needs --dynamic_param",
+            NULL, out);
+    refused(lora("resize", "--model", bad_lora, "--new_rank", "2", "--save_to", out, NULL), 1, "nan_lora.safetensors", down,
+            out);
     free(out);
     free(bad_lora);
     free(bad_model);
@@ -416,9 +630,10 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sd1),     cmocka_unit_test(test_sd2),       cmocka_unit_test(test_blocks),
-        cmocka_unit_test(test_v030),    cmocka_unit_test(test_undo),      cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_missing), cmocka_unit_test(test_overwrite),
+        cmocka_unit_test(test_sd1),        cmocka_unit_test(test_sd2),       cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_v030),       cmocka_unit_test(test_undo),      cmocka_unit_test(test_loras),
+        cmocka_unit_test(test_loras_v030), cmocka_unit_test(test_resize),    cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_missing),    cmocka_unit_test(test_overwrite),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
