@@ -346,7 +346,7 @@ static int make_metadata(struct loras *k, struct lora_meta *meta, struct err *er
     char *stem = mem_strn(name, dot && dot > name ? (size_t)(dot - name) : strlen(name), err);
     struct lora_file **files = mem_zero(k->job->count, sizeof *files, "metadata", err);
     json_t *recipe = files ? merge_recipe(k->job, err) : NULL;
-    char *text = recipe ? json_dumps(recipe, JSON_COMPACT) : NULL;
+    char *text = recipe ? json_dumps(recipe, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     bool sd2 = false;
     int rc = -1;
 

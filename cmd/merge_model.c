@@ -374,7 +374,7 @@ static int make_metadata(const struct into *k, struct arena *a, struct metadata_
 {
     const struct tensor_file *f = k->m->file[0];
     json_t *recipe = merge_recipe(k->job, err);
-    char *text = recipe ? json_dumps(recipe, JSON_COMPACT) : NULL;
+    char *text = recipe ? json_dumps(recipe, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     struct metadata_item *list = arena_alloc(a, (f->metadata_count + 1) * sizeof *list, err);
     char *kept = text ? arena_str(a, text, err) : NULL;
 
