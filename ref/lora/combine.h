@@ -1,9 +1,9 @@
 /* Several LoRA modules of one weight as one module.
  *
- * Applying all of them adds S = sum over i of scale_i * up_i @ down_i [out, in], whose rank is at most R = the sum of the ranks.
- * combine_concat() keeps S exactly, at rank R. combine_best() gives the best approximation of S at a chosen rank (Eckart and
- * Young 1936, in the Frobenius norm), computed from the factors: S itself, out x in, is never formed. resize is the same with
- * one module.
+ * Applying all of them adds S = sum over i of scale_i * up_i @ down_i [out, in], whose rank is at most R = the sum of the
+ * ranks. combine_concat() keeps S exactly, at rank R. combine_best() gives the best approximation of S at a chosen rank (Eckart
+ * and Young 1936, in the Frobenius norm), computed from the factors: S itself, out x in, is never formed. resize is the same
+ * with one module.
  *
  * Method. With the columns of all up_i side by side and the rows of all down_i under each other, normalised, S = U diag(s) D.
  * From the Gram matrices of U and D (R x R) and a Cholesky factor L of the second, D = L Q with orthonormal rows in Q, so the
@@ -22,9 +22,9 @@
 
 struct combined {
     size_t rank;
-    double norm2;    /* ||S||^2 */
-    double lost2;    /* ||S - up @ down||^2: the sum of the squares of the singular values cut off, at any rank the least */
-    double first;    /* the largest singular value, and the last that is kept */
+    double norm2; /* ||S||^2 */
+    double lost2; /* ||S - up @ down||^2: the sum of the squares of the singular values cut off, at any rank the least */
+    double first; /* the largest singular value, and the last that is kept */
     double last;
     double sum_kept; /* sum of the kept singular values / sum of all (1 for a zero S) */
 };

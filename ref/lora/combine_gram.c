@@ -1,0 +1,282 @@
+/* combine_best() by Gram matrices: see combine.h for the method.
+ *
+ * Two precisions. Sums in f32 are tried first, for the Gram matrices and for the core; what they lose is bounded, and where
+ * that bound is too large the matrices and the core are f64.
+ */
+#include <cblas.h>
+#include <lapacke.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ref/base/dtype.h"
+#include "ref/lora/combine_work.h"
+
+/* The reciprocal 1-norm condition of a normalised Gram matrix above which f32 sums are good enough: an entry is off by about
+ * 2e-7, so A is known to a few 1e-4 relatively in every direction, and eigenvalues near the cut that this could mix up
+ * differ by no more than that. */
+#define RCOND_F32 1e-3f
+/* The smallest pivot of L^2 in f64 below which the Householder route is taken: the f32 product with L^-1 would lose more
+ * than three of its seven digits. */
+#define PIVOT_F64 1e-7
+
+/* g [r, r], both triangles, = U'U or D D' with sums in f32, and l its Cholesky factor (row-major, lower). Returns whether that
+ * is good enough. */
+static bool gram_f32(float *g, float *l, const struct stack *k, bool down)
+{
+    size_t r = k->r, rows = down ? k->in : k->out;
+    const float *x = down ? k->d : k->u;
+    float norm = 0, rcond = 0;
+
+    memset(g, 0, r * r * sizeof *g);
+    for (size_t i = 0; i < r; i++)
+        g[i * r + i] = 1;
+    if (x)
+        cblas_ssyrk(CblasRowMajor, CblasLower, down ? CblasNoTrans : CblasTrans, (int)r, (int)rows, 1, x,
+                    (int)(down ? rows : r), 0, g, (int)r);
+    for (size_t i = 0; i < r; i++)
+        for (size_t j = 0; j < i; j++)
+            g[j * r + i] = g[i * r + j];
+    memcpy(l, g, r * r * sizeof *l);
+    norm = LAPACKE_slansy(LAPACK_COL_MAJOR, '1', 'U', (int)r, g, (int)r);
+    /* row-major lower is column-major upper */
+    if (LAPACKE_spotrf(LAPACK_COL_MAJOR, 'U', (int)r, l, (int)r) ||
+        LAPACKE_spocon(LAPACK_COL_MAJOR, 'U', (int)r, l, (int)r, norm, &rcond))
+        return false;
+    return rcond > RCOND_F32;
+}
+
+/* The same with sums in f64. */
+static void gram_f64(double *g, struct stack *k, bool down)
+{
+    size_t r = k->r, mark = k->used, rows = down ? k->in : k->out;
+    const float *x = down ? k->d : k->u;
+    double *panel = combine_take(k, COMBINE_ROWS * r, sizeof *panel);
+
+    for (size_t at = 0; at < rows; at += COMBINE_ROWS) {
+        size_t n = rows - at < COMBINE_ROWS ? rows - at : COMBINE_ROWS;
+
+        for (size_t j = 0; down && j < r; j++)
+            dtype_convert(panel + j * n, DT_F64, x + j * rows + at, DT_F32, n);
+        if (!down)
+            dtype_convert(panel, DT_F64, x + at * r, DT_F32, n * r);
+        cblas_dsyrk(CblasRowMajor, CblasLower, down ? CblasNoTrans : CblasTrans, (int)r, (int)n, 1, panel, (int)(down ? n : r),
+                    at ? 1 : 0, g, (int)r);
+    }
+    for (size_t i = 0; i < r; i++)
+        for (size_t j = 0; j < i; j++)
+            g[j * r + i] = g[i * r + j];
+    k->used = mark;
+}
+
+/* l (row-major, lower) = the Cholesky factor of g. Returns the smallest pivot, 0 when g is not positive. */
+static double cholesky_f64(double *l, const double *g, size_t r)
+{
+    double least = 1;
+
+    memcpy(l, g, r * r * sizeof *l);
+    if (LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', (int)r, l, (int)r))
+        return 0;
+    for (size_t i = 0; i < r; i++)
+        least = l[i * r + i] * l[i * r + i] < least ? l[i * r + i] * l[i * r + i] : least;
+    return least;
+}
+
+/* up = U @ up_t' and down = down_t @ D, from coefficient rows [rank, r]. */
+static void expand(float *up, float *down, const struct stack *k, size_t rank, const float *up_t, const float *down_t)
+{
+    size_t r = k->r;
+
+    if (k->u)
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)k->out, (int)rank, (int)r, 1, k->u, (int)r, up_t, (int)r, 0,
+                    up, (int)rank);
+    for (size_t i = 0; !k->u && i < r; i++)
+        for (size_t j = 0; j < rank; j++)
+            up[i * rank + j] = up_t[j * r + i];
+    if (k->d)
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rank, (int)k->in, (int)r, 1, down_t, (int)r, k->d,
+                    (int)k->in, 0, down, (int)k->in);
+    else
+        memcpy(down, down_t, rank * r * sizeof *down);
+}
+
+/* ---- The core in f32 ---- */
+
+/* Whether f32 eigenvectors are good enough for a cut after `rank`. They are exact for a matrix that is off by some
+ * 4 eps(f32) lambda_1 in norm, so the `rank` largest of them capture at most 2 * rank * 4 eps lambda_1 less than is possible
+ * (Fan 1949); an error of (1 + 1e-3) allows twice 1e-3 of what is cut off, of which half is used here. cut: the sum of the
+ * eigenvalues behind the rank, or no less; first: the largest, or no more. */
+static bool f32_suffices(double cut, double first, size_t rank)
+{
+    return 8 * (double)rank * 0x1p-24 * first < 1e-3 * cut;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+/* The same, asked before the work: the smallest diagonal elements sum to no less than the smallest eigenvalues (Schur 1923),
+ * and the largest is no more than the largest eigenvalue. diagonal is scratch [r]. */
+static bool f32_may_suffice(const float *a, size_t r, size_t rank, float *diagonal)
+{
+    double cut = 0;
+
+    for (size_t i = 0; i < r; i++)
+        diagonal[i] = a[i * r + i];
+    qsort(diagonal, r, sizeof *diagonal, ascending);
+    for (size_t i = 0; i + rank < r; i++)
+        cut += (double)diagonal[i];
+    return f32_suffices(cut, (double)diagonal[r - 1], rank);
+}
+
+/* x [n] *= a, with the sign that makes the element of largest magnitude positive. */
+static void scale_signed_f32(float *x, size_t n, float a)
+{
+    size_t top = cblas_isamax((int)n, x, 1);
+
+    cblas_sscal((int)n, x[top] < 0 ? -a : a, x, 1);
+}
+
+/* gu: the Gram matrix of U, used up; l: the factor of D's. Returns whether f32 was enough. */
+static bool core_f32(float *up, float *down, struct combined *c, struct stack *k, const struct rank_rule *rule, float *gu,
+                     const float *l)
+{
+    size_t r = k->r, rank = rule->max_rank, n = r * r;
+    double *sv = combine_take(k, r, sizeof *sv), largest = 0, cut = 0;
+    float *s = combine_take(k, r, sizeof *s), *d = combine_take(k, r, sizeof *d), *e = combine_take(k, r, sizeof *e);
+    float *tau = combine_take(k, r, sizeof *tau), *z = combine_take(k, n, sizeof *z), *up_t, *down_t;
+
+    for (size_t i = 0; i < r; i++)
+        largest = fabs(k->s[i]) > largest ? fabs(k->s[i]) : largest;
+    for (size_t i = 0; i < r; i++)
+        s[i] = (float)(k->s[i] / largest);
+    for (size_t i = 0; i < r; i++)
+        for (size_t j = 0; j < r; j++)
+            gu[i * r + j] *= s[i] * s[j];
+    cblas_strmm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, (int)r, (int)r, 1, l, (int)r, gu, (int)r);
+    cblas_strmm(CblasRowMajor, CblasLeft, CblasLower, CblasTrans, CblasNonUnit, (int)r, (int)r, 1, l, (int)r, gu, (int)r);
+    if (!f32_may_suffice(gu, r, rank, d) || LAPACKE_ssytrd(LAPACK_COL_MAJOR, 'L', (int)r, gu, (int)r, d, e, tau) ||
+        LAPACKE_sstedc(LAPACK_COL_MAJOR, 'I', (int)r, d, e, z, (int)r))
+        return false;
+    for (size_t i = 0; i < r; i++) { /* d ascends */
+        double lambda = d[r - 1 - i] > 0 ? (double)d[r - 1 - i] : 0;
+
+        cut += i >= rank ? lambda : 0;
+        sv[i] = largest * sqrt(lambda);
+    }
+    if (!f32_suffices(cut, (double)d[r - 1], rank))
+        return false;
+    combine_choose(c, rule, sv, k, sqrt(4 * (double)r) * 0x1p-26); /* the cut is far above f32's noise, so all kept are */
+    if (c->rank != rank ||
+        LAPACKE_sormtr(LAPACK_COL_MAJOR, 'L', 'L', 'N', (int)r, (int)rank, gu, (int)r, tau, z + (r - rank) * r, (int)r))
+        return false;
+    up_t = combine_take(k, rank * r, sizeof *up_t);
+    down_t = gu;
+    for (size_t i = 0; i < rank; i++) {
+        memcpy(up_t + i * r, z + (r - 1 - i) * r, r * sizeof *up_t);
+        scale_signed_f32(up_t + i * r, r, (float)sqrt(sv[i]));
+    }
+    memcpy(down_t, up_t, rank * r * sizeof *down_t);
+    cblas_strsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, (int)rank, (int)r, 1, l, (int)r, down_t,
+                (int)r);
+    cblas_strmm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)rank, (int)r, 1, l, (int)r, up_t, (int)r);
+    for (size_t i = 0; i < rank; i++)
+        for (size_t j = 0; j < r; j++)
+            up_t[i * r + j] *= s[j] * (float)(largest / sv[i]);
+    expand(up, down, k, rank, up_t, down_t);
+    return true;
+}
+
+/* ---- The core in f64 ---- */
+
+static void scale_signed_f64(double *x, size_t n, double a)
+{
+    size_t top = cblas_idamax((int)n, x, 1);
+
+    cblas_dscal((int)n, x[top] < 0 ? -a : a, x, 1);
+}
+
+/* The eigenvectors of a's c->rank largest eigenvalues as rows of v [c->rank, r], sv [r] the roots of all eigenvalues,
+ * descending. Fills c. a is used up; z [r, r] is scratch. Returns 0 or -1. */
+static int eigen_f64(double *v, double *sv, double *a, double *z, struct combined *c, const struct rank_rule *rule,
+                     struct stack *k)
+{
+    size_t r = k->r;
+    double *d = combine_take(k, r, sizeof *d), *e = combine_take(k, r, sizeof *e), *tau = combine_take(k, r, sizeof *tau), *top;
+
+    if (LAPACKE_dsytrd(LAPACK_COL_MAJOR, 'L', (int)r, a, (int)r, d, e, tau) ||
+        LAPACKE_dstedc(LAPACK_COL_MAJOR, 'I', (int)r, d, e, z, (int)r))
+        return -1;
+    for (size_t i = 0; i < r; i++)
+        sv[i] = d[r - 1 - i] > 0 ? sqrt(d[r - 1 - i]) : 0;
+    combine_choose(c, rule, sv, k, sqrt(4 * (double)r * 0x1p-52));
+    top = z + (r - c->rank) * r;
+    if (LAPACKE_dormtr(LAPACK_COL_MAJOR, 'L', 'L', 'N', (int)r, (int)c->rank, a, (int)r, tau, top, (int)r))
+        return -1;
+    for (size_t i = 0; i < c->rank; i++)
+        memcpy(v + i * r, top + (c->rank - 1 - i) * r, r * sizeof *v);
+    return 0;
+}
+
+/* a: the Gram matrix of U, used up; l: the factor of D's. */
+static bool core_f64(float *up, float *down, struct combined *c, struct stack *k, const struct rank_rule *rule, double *a,
+                     const double *l)
+{
+    size_t r = k->r;
+    double *up_t = combine_take(k, r * r, sizeof *up_t), *down_t = combine_take(k, r * r, sizeof *down_t);
+    double *sv = combine_take(k, r, sizeof *sv);
+    float *narrow;
+
+    for (size_t i = 0; i < r; i++)
+        for (size_t j = 0; j < r; j++)
+            a[i * r + j] *= k->s[i] * k->s[j];
+    cblas_dtrmm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, (int)r, (int)r, 1, l, (int)r, a, (int)r);
+    cblas_dtrmm(CblasRowMajor, CblasLeft, CblasLower, CblasTrans, CblasNonUnit, (int)r, (int)r, 1, l, (int)r, a, (int)r);
+    if (eigen_f64(up_t, sv, a, down_t, c, rule, k) || sv[0] == 0)
+        return false;
+    for (size_t i = 0; i < c->rank; i++)
+        scale_signed_f64(up_t + i * r, r, sqrt(sv[i]));
+    memcpy(down_t, up_t, c->rank * r * sizeof *down_t);
+    cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, (int)c->rank, (int)r, 1, l, (int)r, down_t,
+                (int)r);
+    cblas_dtrmm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)c->rank, (int)r, 1, l, (int)r, up_t,
+                (int)r);
+    for (size_t i = 0; i < c->rank; i++)
+        for (size_t j = 0; j < r; j++)
+            up_t[i * r + j] *= k->s[j] / sv[i];
+    narrow = combine_take(k, 2 * c->rank * r, sizeof *narrow);
+    dtype_convert(narrow, DT_F32, up_t, DT_F64, c->rank * r);
+    dtype_convert(narrow + c->rank * r, DT_F32, down_t, DT_F64, c->rank * r);
+    expand(up, down, k, c->rank, narrow, narrow + c->rank * r);
+    return true;
+}
+
+bool combine_by_gram(float *up, float *down, struct combined *c, struct stack *k, const struct rank_rule *rule)
+{
+    size_t n = k->r * k->r, mark;
+    float *gu = combine_take(k, n, sizeof *gu), *gd = combine_take(k, n, sizeof *gd), *l = combine_take(k, n, sizeof *l), *copy;
+    double *a, *g, *lower;
+    bool up_fine = gram_f32(gu, l, k, false), down_fine = gram_f32(gd, l, k, true);
+
+    mark = k->used;
+    copy = combine_take(k, n, sizeof *copy);
+    if (up_fine && down_fine && rule->method == RANK_FIXED && rule->max_rank < k->r &&
+        core_f32(up, down, c, k, rule, memcpy(copy, gu, n * sizeof *copy), l))
+        return true;
+    k->used = mark;
+    a = combine_take(k, n, sizeof *a);
+    g = combine_take(k, n, sizeof *g);
+    lower = combine_take(k, n, sizeof *lower);
+    if (up_fine)
+        dtype_convert(a, DT_F64, gu, DT_F32, n);
+    else
+        gram_f64(a, k, false);
+    if (down_fine)
+        dtype_convert(g, DT_F64, gd, DT_F32, n);
+    else
+        gram_f64(g, k, true);
+    return cholesky_f64(lower, g, k->r) >= PIVOT_F64 && core_f64(up, down, c, k, rule, a, lower);
+}
