@@ -38,7 +38,9 @@ def matrix(kind, m, n, seed):
             d[(i * 5) % m, (i * 3) % n] = 2.0 ** (3 - i // 2)
         return d
     noise = ints(seed, m * n, 8).reshape(m, n).astype(float)
-    if kind == "noise":
+    if kind == "spike":  # a tail that f32 cannot see beside the first singular value
+        noise[3, 5] = 2.0 ** 30
+    if kind in ("noise", "spike"):
         return noise
     rank, weight = {"low": (16, 512), "steep": (16, 0), "exact": (6, 0)}[kind]
     u = ints(seed + 1, m * rank, 4).reshape(m, rank).astype(float)
@@ -62,6 +64,7 @@ CASES = [
     ("low", 1000, 300, 23, 10, (4, 16, 40)), ("low", 320, 1280, 24, 0, (4, 128)),
     ("steep", 320, 640, 31, 0, (4, 8, 12, 16, 17, 40)), ("steep", 512, 512, 32, -30, (4, 16, 32)),
     ("exact", 400, 300, 41, 0, (2, 6, 7, 32)), ("exact", 33, 47, 42, 5, (1, 6, 33)),
+    ("spike", 300, 280, 61, 0, (1, 4, 40)), ("spike", 90, 100, 62, -20, (1, 3, 30)),
     ("noise", 1, 50, 51, 0, (1,)), ("noise", 50, 1, 52, 0, (1,)), ("noise", 1, 1, 53, 0, (1,)),
 ]
 

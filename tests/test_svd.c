@@ -29,7 +29,7 @@ static int small_int(uint64_t seed, size_t i, int bits)
 
 static void fill(const char *kind, float *d, size_t m, size_t n, uint64_t seed, int e)
 {
-    bool low = !strcmp(kind, "low"), steep = !strcmp(kind, "steep");
+    bool low = !strcmp(kind, "low"), steep = !strcmp(kind, "steep"), spike = !strcmp(kind, "spike");
     size_t rank = !strcmp(kind, "exact") ? 6 : 16;
 
     memset(d, 0, m * n * sizeof *d);
@@ -37,8 +37,10 @@ static void fill(const char *kind, float *d, size_t m, size_t n, uint64_t seed, 
         d[i * n + (m <= n ? (i * 7 + 3) % n : i)] = i % 3 ? 1 : -1;
     for (size_t i = 0; i < 8 && !strcmp(kind, "pairs"); i++)
         d[(i * 5) % m * n + (i * 3) % n] = ldexpf(1, 3 - (int)i / 2);
-    for (size_t i = 0; i < m * n && (low || !strcmp(kind, "noise")); i++)
+    for (size_t i = 0; i < m * n && (low || spike || !strcmp(kind, "noise")); i++)
         d[i] = (float)small_int(seed, i, 8);
+    if (spike)
+        d[3 * n + 5] = 0x1p30f;
     if (low || steep || !strcmp(kind, "exact"))
         for (size_t i = 0; i < m; i++)
             for (size_t j = 0; j < n; j++) {
@@ -161,10 +163,16 @@ static void test_ways(void **state)
         size_t m, n, k;
         bool exact;
         enum svd_method method;
+        bool levels; /* something large goes off first */
     } rows[] = {
-        {"zero", 20, 30, 2, false, SVD_ZERO},        {"low", 320, 320, 4, false, SVD_SKETCH},
-        {"noise", 640, 640, 32, false, SVD_GRAM},    {"noise", 100, 90, 30, false, SVD_GRAM},
-        {"noise", 100, 90, 30, true, SVD_GRAM64},
+        {"zero", 20, 30, 2, false, SVD_ZERO, false},
+        {"low", 320, 320, 4, false, SVD_SKETCH, false},
+        {"noise", 640, 640, 32, false, SVD_GRAM, false},
+        {"noise", 100, 90, 30, false, SVD_GRAM, false},
+        {"steep", 512, 512, 32, false, SVD_GRAM, true},
+        {"spike", 300, 280, 40, false, SVD_GRAM, true},
+        {"noise", 100, 90, 30, true, SVD_GRAM64, false},
+        {"spike", 100, 90, 3, true, SVD_LAPACK, false},
     };
     struct err err = {0};
     struct svd *w = svd_new(&err);
@@ -180,6 +188,8 @@ static void test_ways(void **state)
         assert_int_equal(svd_truncate(w, d, m, n, k, &o, up, s, down, &info, &err), 0);
         if (info.method != rows[i].method)
             fail_msg("row %zu went by %s", i, svd_method_name(info.method));
+        if ((info.levels > 0) != rows[i].levels)
+            fail_msg("row %zu took something off %d times", i, info.levels);
         free(d);
         free(up);
         free(down);

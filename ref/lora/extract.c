@@ -173,6 +173,20 @@ static void cut(float *x, size_t n, float h)
         x[i] = x[i] > h ? h : x[i] < -h ? -h : x[i];
 }
 
+/* The quantile depends on the signs of the vectors. v0.3.0 took them as LAPACK happens to leave them; the sign convention of
+ * svd.h would bias it, since it looks at the largest element. The first element of each right vector does not. */
+static void unbias_signs(float *up, float *down, size_t m, size_t n, size_t rank)
+{
+    for (size_t r = 0; r < rank; r++) {
+        if (down[r * n] >= 0)
+            continue;
+        for (size_t i = 0; i < m; i++)
+            up[i * rank + r] = -up[i * rank + r];
+        for (size_t j = 0; j < n; j++)
+            down[r * n + j] = -down[r * n + j];
+    }
+}
+
 /* The smallest rank that keeps this share, or all there are */
 static size_t rank_for(const float *s, size_t k, double total, double energy)
 {
@@ -236,6 +250,7 @@ int extract_run(struct extract_worker *w, const struct extract_module *m, const 
         scratch = room(w, 3, m->out + m->in, r->rank, err);
         if (!scratch)
             return -1;
+        unbias_signs(up, down, m->out, m->in, r->rank);
         r->clamp = (double)extract_quantile(up, m->out * r->rank, down, r->rank * m->in, o->clamp, scratch);
         cut(up, m->out * r->rank, (float)r->clamp);
         cut(down, r->rank * m->in, (float)r->clamp);

@@ -34,7 +34,8 @@ struct extract_module {
 
 struct extract_options {
     double energy; /* > 0: the smallest rank that keeps this share of ||D||_F^2, if `rank` allows; 0: `rank` */
-    double clamp;  /* > 0: both factors are cut to [-h, h], h this quantile of all their values (v0.3.0's way; it harms) */
+    double clamp;  /* > 0: both factors are cut to [-h, h], h this quantile of all their values (v0.3.0's way; it harms). The
+                      first element of each right vector is positive then, as the quantile depends on signs */
     bool exact;
     bool keep_zero; /* a zero difference gets factors too: up 0, down the first unit vectors (as v0.3.0) */
 };

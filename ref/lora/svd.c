@@ -52,8 +52,9 @@ struct run {
     double total, rest;  /* energy of the matrix as given, and of what is left */
     double tolerance;
     uint64_t seed;
-    double coupling; /* taken off: sum of squares of what still couples it to the rest; */
-    double least_off; /* and its smallest eigenvalue */
+    double coupling;  /* what went off last: sum of squares of what still couples it to the rest, */
+    double least_off; /* its smallest eigenvalue, */
+    double gain;      /* and what all that went off before can still gain from its rest */
     struct svd_info info;
 };
 
@@ -95,19 +96,20 @@ static double take(struct run *r, size_t count)
     return svd_energy(y, count * r->a.rows);
 }
 
-/* Is the level's answer good enough with what was taken off before? Fills error and least. By Cauchy, eigenvalue i + j of G
- * is at most eigenvalue i of the rest; the j taken off gain at most coupling / (their smallest - the rest's largest). */
+/* By Cauchy, eigenvalue i + j of G is at most eigenvalue i of what is left after j vectors went off; the j largest sum up to
+ * at most what went off plus coupling / (the smallest of it - the largest of the rest, at most `top`). */
+static double gain_of(const struct run *r, double top)
+{
+    if (r->coupling == 0)
+        return 0;
+    return r->least_off > top ? r->coupling / (r->least_off - top) : HUGE_VAL;
+}
+
+/* Is the level's answer good enough with what was taken off before? Fills error and least. */
 static bool settle(struct run *r, const struct svd_level *l, double kept, size_t k)
 {
-    double gain = 0, most;
+    double gain = r->gain + gain_of(r, fmin(l->top, l->total)), most;
 
-    if (r->coupling > 0) {
-        double gap = r->least_off - fmin(l->top, l->total);
-
-        if (gap <= 0)
-            return false;
-        gain = r->coupling / gap;
-    }
     most = l->kept + l->excess + (k ? svd_rounding(r->a.cols, k) * l->total : 0) + gain;
     r->info.error = fmax(l->total - kept, 0);
     r->info.least = less_rounding(r, l->total - most);
@@ -135,32 +137,52 @@ static int straighten(struct svd *w, float *v, size_t count, size_t n, struct er
     return 0;
 }
 
-/* Takes the first `count` vectors off A and remembers how they couple to the rest. Returns 0, or 1 with A as it was when
- * they are not eigenvectors well enough, or -1. */
+/* A -= y v' for the images y of v; b [count, cols] = A' y, what still couples them to the rest. Returns its energy. */
+static double detach(struct run *r, size_t count, const float *v, float *y, float *b)
+{
+    svd_times(&r->a, v, count, y);
+    svd_subtract(&r->a, y, v, count);
+    svd_times_transposed(&r->a, y, count, b);
+    return svd_energy(b, count * r->a.cols);
+}
+
+static void attach(struct run *r, size_t count, const float *v, float *y)
+{
+    cblas_sscal((int)(count * r->a.rows), -1, y, 1);
+    svd_subtract(&r->a, y, v, count);
+}
+
+/* Takes the first `count` vectors off A and remembers how they couple to the rest. Vectors from the Gram matrix carry its
+ * rounding; v + A'y / |y|^2, a step of the power method with the rest alone, has that of the rest only. Returns 0, or 1 with
+ * A as it was when they are not eigenvectors well enough, or -1. */
 static int take_off(struct run *r, size_t count, struct err *err)
 {
     size_t cols = r->a.cols, rows = r->a.rows;
     float *v = r->v + r->done * cols, *y = r->y + r->done * rows, *b;
-    double least = r->least_off > 0 ? r->least_off : HUGE_VAL, coupling, rest;
+    double least, coupling, rest;
 
-    if (straighten(r->w, v, count, cols, err) != 0)
-        return -1;
-    b = svd_buffer(r->w, SVD_BUF_PANEL, count * cols, sizeof *b, err);
-    if (!b)
-        return -1;
-    svd_times(&r->a, v, count, y);
-    svd_subtract(&r->a, y, v, count);
-    svd_times_transposed(&r->a, y, count, b);
-    coupling = svd_energy(b, count * cols);
-    rest = svd_energy(r->a.d, rows * cols);
-    for (size_t i = 0; i < count; i++)
-        least = fmin(least, svd_energy(y + i * rows, rows));
-    if (coupling > 0.1 * r->tolerance * rest * least) {
-        cblas_sscal((int)(count * rows), -1, y, 1);
-        svd_subtract(&r->a, y, v, count);
-        return 1;
+    for (int attempt = 0;; attempt++) {
+        if (straighten(r->w, v, count, cols, err) != 0)
+            return -1;
+        b = svd_buffer(r->w, SVD_BUF_PANEL, count * cols, sizeof *b, err);
+        if (!b)
+            return -1;
+        coupling = detach(r, count, v, y, b);
+        rest = svd_energy(r->a.d, rows * cols);
+        least = HUGE_VAL;
+        for (size_t i = 0; i < count; i++)
+            least = fmin(least, svd_energy(y + i * rows, rows));
+        /* rounding alone leaves some eps^2 rest |y|^2; how small the final tail is nobody knows yet */
+        if (coupling <= (attempt > 0 ? 0.1 * r->tolerance * rest * least : 1e-12 * rest * svd_energy(y, count * rows)))
+            break;
+        attach(r, count, v, y);
+        if (attempt > 0 || least == 0)
+            return 1;
+        for (size_t i = 0; i < count; i++)
+            cblas_saxpy((int)cols, (float)(1 / svd_energy(y + i * rows, rows)), b + i * cols, 1, v + i * cols, 1);
     }
-    r->coupling += coupling;
+    r->gain += gain_of(r, r->rest);
+    r->coupling = coupling;
     r->least_off = least;
     r->done += count;
     r->rest = rest;

@@ -221,7 +221,7 @@ int svd_prove(struct svd *w, const struct svd_krylov *kr, const float *g, const 
     if (q > 0) { /* the same step as in svd.c, settle() */
         gap = (double)values[d - q] - l->top;
         l->excess += gap > 0 ? coupling / gap : l->total;
-        l->top = l->total;
+        l->top = gap > 0 ? (double)values[d - 1] * (1 + 1e-5) + coupling / gap : l->total;
     }
     if (l->excess > allowed || !definite(&f, ritz, m, image))
         return 0;

@@ -19,7 +19,7 @@ void svd_level_keep(struct svd_level *l, const float *values, size_t d, size_t k
         double v = (double)values[d - 1 - i];
 
         l->kept += v > 0 ? v : 0;
-        if (v > 0 && v >= 1e-3 * (double)values[d - 1])
+        if (v > 0 && v >= 1e-3 * (double)values[d - 1] && (i + 1 >= d || v > 1.01 * (double)values[d - 2 - i]))
             l->usable = i + 1;
     }
     l->more_count = 0;
