@@ -124,7 +124,7 @@ int merge_report_model(const struct merge_report *r, const struct merge_job *job
     else
         printf("  no weight changed: every factor is 0\n");
     if (job->o->undo)
-        printf("  rounding now is %.2g of the weights, and was about as much when it was merged: the original is met to %.2g\n",
+        printf("  rounding now is %.2g of the weights, and was about as much when it was merged: the original is met to %.2g or better\n",
                rounding_left(change, n), rounding_left(change, n) * sqrt(2));
     if (m->ema)
         printf("  the EMA copy was left as it is\n");

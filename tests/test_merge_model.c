@@ -356,6 +356,7 @@ static void check_sum(const char *path, double most, size_t rank)
 static void test_loras(void **state)
 {
     char *p = scratch("ab.safetensors"), *q = scratch("ab1.safetensors"), *r = scratch("ab.ckpt");
+    char *t = scratch("ab3.safetensors");
     struct tensor_file *f;
     const char *tags;
 
@@ -365,8 +366,12 @@ static void test_loras(void **state)
                      0);
     check_sum(p, 1 + 1e-3, 3);
     assert_int_equal(lora("merge", "--models", G "a.safetensors", G "b.safetensors", "--ratios", "0.8", "-0.5", "--dim", "3",
-                          "--save_precision", "float", "--save_to", q, "--threads", "1", NULL),
+                          "--save_precision", "float", "--no_metadata", "--save_to", q, "--threads", "1", NULL),
                      0);
+    assert_int_equal(lora("merge", "--models", G "a.safetensors", G "b.safetensors", "--ratios", "0.8", "-0.5", "--dim", "3",
+                          "--save_precision", "float", "--no_metadata", "--save_to", t, "--threads", "3", NULL),
+                     0);
+    check_same_bytes(q, t);
     f = open_file(p);
     tags = tensor_file_metadata(f, "ss_tag_frequency");
     assert_non_null(tags);
@@ -390,6 +395,7 @@ static void test_loras(void **state)
     free(p);
     free(q);
     free(r);
+    free(t);
 }
 
 /* The same tensors with the same bits as torch's. */
