@@ -6,6 +6,7 @@
 #include <cmocka.h>
 
 #include <cblas.h>
+#include <lapacke.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -155,6 +156,106 @@ static void test_golden(void **state)
     svd_free(w);
 }
 
+/* Singular value i of n of a random kind of spectrum */
+static double spectrum(int kind, size_t i, size_t n, double fall, size_t rank, double floor)
+{
+    switch (kind) {
+    case 0:
+        return 1;
+    case 1:
+        return pow(fall, (double)i);
+    case 2:
+        return i < rank ? 1 : floor;
+    case 3:
+        return pow(fall, (double)(i / 4)); /* repeated */
+    case 4:
+        return 1 / sqrt(1 + (double)i);
+    case 5:
+        return (i < rank ? pow(0.85, (double)i) : 0) + floor * sqrt(1 - (double)i / (double)n);
+    default:
+        return i < rank ? 1 : 0;
+    }
+}
+
+/* d [m, n] = H_1 .. H_3 diag(s) H_4 .. H_6 with random reflections H: exact singular values up to rounding */
+static void reflect_rows(double *d, size_t m, size_t n, uint64_t seed)
+{
+    double *v = malloc(m * sizeof *v), *p = malloc(n * sizeof *p), length = 0;
+
+    for (size_t i = 0; i < m; i++) {
+        v[i] = small_int(seed, i, 12) + 0.5;
+        length += v[i] * v[i];
+    }
+    cblas_dgemv(CblasRowMajor, CblasTrans, (int)m, (int)n, 1, d, (int)n, v, 1, 0, p, 1);
+    cblas_dger(CblasRowMajor, (int)m, (int)n, -2 / length, v, 1, p, 1, d, (int)n);
+    free(v);
+    free(p);
+}
+
+static void transpose(double *to, const double *from, size_t m, size_t n)
+{
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++)
+            to[j * m + i] = from[i * n + j];
+}
+
+/* One random matrix against LAPACK's singular values in f64 */
+static void check_random(struct svd *w, uint64_t seed)
+{
+    size_t m = 1 + (size_t)small_int(seed, 1, 9) + 256, n = 1 + (size_t)small_int(seed, 2, 9) + 256, q = m < n ? m : n;
+    size_t k = 1 + (size_t)(small_int(seed, 3, 16) + 32768) % q, rank = 1 + (size_t)(small_int(seed, 4, 16) + 32768) % q;
+    double fall = 1 - 0.5 * (small_int(seed, 5, 10) + 512) / 1024.0, floor = pow(10, -9.0 * (small_int(seed, 6, 10) + 512) / 1024);
+    double scale = pow(10, -2 + 6.0 * small_int(seed, 7, 10) / 512), total, error, tail = 0, none;
+    double *d = calloc(m * n, sizeof *d), *t = malloc(m * n * sizeof *t), *s64 = malloc(q * sizeof *s64);
+    float *f = malloc(m * n * sizeof *f), *copy = malloc(m * n * sizeof *f), *up = malloc(m * k * sizeof *up),
+          *down = malloc(k * n * sizeof *down), *s = malloc(k * sizeof *s);
+    struct svd_options o = {.seed = seed};
+    struct svd_info info;
+    struct err err = {0};
+
+    for (size_t i = 0; i < q; i++)
+        d[i * n + i] = scale * spectrum((int)(seed % 7), i, q, fall, rank, floor);
+    for (uint64_t i = 0; i < 3; i++)
+        reflect_rows(d, m, n, seed + 100 + i);
+    transpose(t, d, m, n);
+    for (uint64_t i = 0; i < 3; i++)
+        reflect_rows(t, n, m, seed + 200 + i);
+    transpose(d, t, n, m);
+    for (size_t i = 0; i < m * n; i++)
+        d[i] = (double)(copy[i] = f[i] = (float)d[i]);
+    assert_int_equal(LAPACKE_dgesdd(LAPACK_COL_MAJOR, 'N', (int)n, (int)m, d, (int)n, s64, &none, (int)n, &none, (int)q), 0);
+    for (size_t i = q; i-- > k;)
+        tail += s64[i] * s64[i];
+    if (svd_truncate(w, copy, m, n, k, &o, up, s, down, &info, &err) != 0)
+        fail_msg("%s", err.msg);
+    error = error_of(f, up, down, m, n, k, &total);
+    if (sqrt(error) > (1 + SVD_TOLERANCE) * sqrt(tail) + SVD_FLOOR * sqrt(total) ||
+        sqrt(info.least) > (1 + 1e-9) * sqrt(tail) + SVD_FLOOR * sqrt(total))
+        fail_msg("seed %llu, %zu x %zu rank %zu (%s): error %.9g, least %.9g, said to be at least %.9g, norm %.9g",
+                 (unsigned long long)seed, m, n, k, svd_method_name(info.method), sqrt(error), sqrt(tail), sqrt(info.least),
+                 sqrt(total));
+    check_form(up, s, down, m, n, k);
+    free(d);
+    free(t);
+    free(s64);
+    free(f);
+    free(copy);
+    free(up);
+    free(down);
+    free(s);
+}
+
+static void test_random(void **state)
+{
+    struct err err = {0};
+    struct svd *w = svd_new(&err);
+
+    (void)state;
+    for (uint64_t seed = 1; seed <= 70; seed++)
+        check_random(w, seed * 1000 + seed);
+    svd_free(w);
+}
+
 /* Each way must be taken by some case, or its test proves nothing */
 static void test_ways(void **state)
 {
@@ -254,6 +355,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_random),
         cmocka_unit_test(test_ways),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_bad),

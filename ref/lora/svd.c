@@ -187,6 +187,7 @@ static int take_off(struct run *r, size_t count, struct err *err)
     r->done += count;
     r->rest = rest;
     r->info.levels++;
+    r->info.method = SVD_GRAM;
     return 0;
 }
 
