@@ -1,4 +1,4 @@
-/* Random numbers against torch's (golden/make_rng.py). */
+/* Random numbers against torch's (golden/make_rng.py, golden/make_rng_cuda.py). */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -94,18 +94,34 @@ static void test_permutation(void **state)
         }
 }
 
-/* Known answers of Philox4x32-10 (Random123's kat_vectors: counter and key zero) reach us only through the normals: words
- * 6627e8d5 e169c58d make sqrt(-2 ln u) sin(2 pi v) with u, v the words' centres in (0, 1). */
+/* The device's log and sine in f32 are within 2 units in the last place, the angle's scale and the product add one each:
+ * radius <= sqrt(2 * 33 ln 2) = 6.77 times 4 * 2^-24 for the sine, which is at most 1, and the same again for the radius's
+ * own relative error: 3.3e-6 together. */
 static void test_philox(void **state)
 {
-    float x, again[4096], one[4096];
+    static const unsigned long long seeds_cuda[] = {0, 42, (1ull << 40) + 7};
+    static const size_t counts[] = {1, 5, 1024, 16384};
+    struct tensor_file *cuda = golden_open("rng_cuda.safetensors");
+    float *x = malloc(16384 * sizeof *x);
 
     (void)state;
-    rng_philox_normal(0, 0, &x, 1);
-    assert_float_equal(x, -0.9247, 1e-3);
-    rng_philox_normal(42, 1, again, 4096);
-    rng_philox_normal(42, 1, one, 4096);
-    assert_memory_equal(again, one, sizeof again);
+    for (size_t s = 0; s < 3; s++)
+        for (size_t c = 0; c < 4; c++)
+            for (uint64_t call = 0; call < 2; call++) {
+                size_t n, step = counts[c] > 1024 ? 16 : 1;
+                char name[64];
+                float *want;
+
+                snprintf(name, sizeof name, "%s.%llu.%zu", call ? "second" : "first", seeds_cuda[s], counts[c]);
+                want = golden_f32(cuda, name, &n);
+                rng_philox_normal(seeds_cuda[s], call, x, counts[c]);
+                for (size_t i = 0; i < n; i++)
+                    x[i] = x[i * step];
+                golden_close(name, x, want, n, 3.3e-6, 0);
+                free(want);
+            }
+    free(x);
+    tensor_file_close(cuda);
 }
 
 static void test_state_is_plain_data(void **state)

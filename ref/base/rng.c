@@ -148,11 +148,12 @@ void rng_philox_normal(uint64_t seed, uint64_t offset, float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         uint32_t counter[4] = {(uint32_t)offset, (uint32_t)(offset >> 32), (uint32_t)i, (uint32_t)((uint64_t)i >> 32)}, w[4];
-        double u, v;
+        float u, v;
 
+        /* The device rounds both uniforms to f32; where u is near 1 that decides the result, so it is done here too. */
         philox(counter, seed, w);
-        u = ((double)w[0] + 0.5) * 0x1p-32;
-        v = ((double)w[1] + 0.5) * (TWO_PI * 0x1p-32);
-        x[i] = (float)(sqrt(-2 * log(u)) * sin(v));
+        u = fmaf((float)w[0], 0x1p-32f, 0x1p-33f);
+        v = fmaf((float)w[1], (float)(TWO_PI * 0x1p-32), (float)(TWO_PI * 0x1p-33));
+        x[i] = (float)(sqrt(-2 * log((double)u)) * sin((double)v));
     }
 }
