@@ -15,13 +15,21 @@ struct entry {
     enum form form;
     const char *name;
     struct weight_info info;
-    void *owned; /* NULL while not loaded or when used in place */
+};
+
+/* Memory of the tensors that one weights_load() loaded for one part: a block of its own, so that nothing is lost between
+ * large pieces and all of it goes back to the system at once. */
+struct block {
+    enum model_part part;
+    char *data;
 };
 
 struct weights {
     const struct weight_source *source;
     struct entry **entries; /* sorted by part, form, name */
     size_t count, cap;
+    struct block *blocks;
+    size_t block_count, block_cap;
     struct arena arena;
     struct err err; /* of a find that weights_has() could not report */
 };
@@ -39,8 +47,9 @@ void weights_free(struct weights *w)
 {
     if (!w)
         return;
-    for (size_t i = 0; i < w->count; i++)
-        free(w->entries[i]->owned);
+    for (size_t i = 0; i < w->block_count; i++)
+        free(w->blocks[i].data);
+    free(w->blocks);
     free(w->entries);
     arena_free(&w->arena);
     free(w);
@@ -224,66 +233,112 @@ static bool in_place(const struct entry *e)
     return e->info.data && e->t.dtype == e->info.dtype && !needs_repack(e);
 }
 
-/* The next buffer is filled: the one before is no longer needed. */
-static void advance(void **now, void *next)
+/* What one load works with: room in the blocks for each entry, and two buffers a thread for a tensor on its way. */
+struct loading {
+    struct weights *w;
+    char **place;    /* [count]; NULL: nothing to do */
+    size_t raw, mid; /* bytes of the buffers: the largest tensor read, and the largest converted and then repacked */
+    char *buffers;
+};
+
+static size_t aligned(size_t n)
 {
-    free(*now);
-    *now = next;
+    return (n + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
 }
 
-/* Read, convert, repack: each only where needed. What is not used in place is read even when it is mapped: its pages would
- * stay resident beside the copy. */
-static int load(const struct weights *w, struct entry *e, struct err *err)
+static size_t owned_bytes(const struct entry *e)
 {
-    size_t n = 0, size = dtype_size(e->t.dtype), taps = 1;
-    void *now = NULL, *next;
+    size_t n = 0;
 
-    shape_numel(&e->t.shape, &n); /* f64 fits: get() has checked */
-    next = mem_new(n * dtype_size(e->info.dtype), e->name, err);
-    if (!next || w->source->read(w->source->ctx, &e->info, next, err) < 0) {
-        free(next);
-        return -1;
-    }
-    advance(&now, next);
-    if (e->t.dtype != e->info.dtype) {
-        next = mem_new(n * size, e->name, err);
-        if (!next)
-            goto fail;
-        dtype_convert(next, e->t.dtype, now, e->info.dtype, n);
-        advance(&now, next);
-    }
-    if (needs_repack(e)) {
-        next = mem_new(n * size, e->name, err);
-        if (!next)
-            goto fail;
-        taps = e->t.shape.dim[1] * e->t.shape.dim[2];
-        (size == 2 ? repack2 : repack4)(next, now, e->t.shape.dim[0], e->t.shape.dim[3], taps);
-        advance(&now, next);
-    }
-    e->t.data = e->owned = now;
-    return 0;
-fail:
-    free(now);
-    return -1;
+    shape_nbytes(&e->t.shape, e->t.dtype, &n); /* fits: get() has checked */
+    return n;
 }
 
+/* Read, convert, repack: each only where needed, the last step into the final place. What is not used in place is read even
+ * when it is mapped: its pages would stay resident beside the copy. */
 static int load_entry(void *ctx, size_t index, struct err *err)
 {
-    const struct weights *w = ctx;
-    struct entry *e = w->entries[index];
+    const struct loading *l = ctx;
+    struct entry *e = l->w->entries[index];
+    const size_t *d = e->t.shape.dim, size = dtype_size(e->t.dtype), n = owned_bytes(e) / size;
+    bool repack = needs_repack(e), convert = e->t.dtype != e->info.dtype;
+    char *raw = l->buffers + (size_t)thread_index() * (l->raw + l->mid), *mid = raw + l->raw, *to = l->place[index];
 
-    if (e->t.data)
+    if (!to)
         return 0;
-    if (in_place(e)) {
-        e->t.data = (void *)(uintptr_t)e->info.data; /* never written: the graph knows it as a frozen weight */
-        return 0;
+    if (l->w->source->read(l->w->source->ctx, &e->info, repack || convert ? raw : to, err) < 0)
+        return -1;
+    if (convert)
+        dtype_convert(repack ? mid : to, e->t.dtype, raw, e->info.dtype, n);
+    if (repack)
+        (size == 2 ? repack2 : repack4)(to, convert ? mid : raw, d[0], d[3], d[1] * d[2]);
+    e->t.data = to;
+    return 0;
+}
+
+/* Makes room for what a part still lacks. */
+static int reserve(struct loading *l, enum model_part part, struct err *err)
+{
+    struct weights *w = l->w;
+    size_t total = 0, at = 0;
+    char *data;
+
+    for (size_t i = 0; i < w->count; i++) {
+        struct entry *e = w->entries[i];
+
+        if (e->part != part || e->t.data)
+            continue;
+        if (in_place(e))
+            e->t.data = (void *)(uintptr_t)e->info.data; /* never written: the graph knows it as a frozen weight */
+        else if (!mem_add(total, aligned(owned_bytes(e)), &total))
+            return err_memory(err, SIZE_MAX, "the weights");
     }
-    return load(w, e, err);
+    if (total == 0)
+        return 0;
+    if (mem_grow(&w->blocks, &w->block_cap, w->block_count, sizeof *w->blocks, "the weights", err) < 0)
+        return -1;
+    data = mem_new(total, "the weights", err);
+    if (!data)
+        return -1;
+    w->blocks[w->block_count++] = (struct block){part, data};
+    for (size_t i = 0; i < w->count; i++) {
+        struct entry *e = w->entries[i];
+        size_t bytes = aligned(owned_bytes(e)), raw = bytes / dtype_size(e->t.dtype) * dtype_size(e->info.dtype);
+
+        if (e->part != part || e->t.data)
+            continue;
+        l->place[i] = data + at;
+        at += bytes;
+        if (needs_repack(e) || e->t.dtype != e->info.dtype)
+            l->raw = raw > l->raw ? raw : l->raw;
+        if (needs_repack(e) && e->t.dtype != e->info.dtype)
+            l->mid = bytes > l->mid ? bytes : l->mid;
+    }
+    return 0;
 }
 
 int weights_load(struct weights *w, struct err *err)
 {
-    return thread_for(w->count, load_entry, w, err);
+    struct loading l = {.w = w};
+    size_t bytes;
+    int rc = -1;
+
+    l.place = mem_zero(w->count, sizeof *l.place, "the weights", err);
+    if (!l.place)
+        return -1;
+    for (int part = 0; part < MODEL_PARTS; part++)
+        if (reserve(&l, (enum model_part)part, err) < 0)
+            goto out;
+    if (!mem_mul(l.raw + l.mid, (size_t)thread_count(), &bytes)) {
+        err_memory(err, SIZE_MAX, "loading");
+        goto out;
+    }
+    l.buffers = mem_new(bytes, "loading", err);
+    rc = l.buffers ? thread_for(w->count, load_entry, &l, err) : -1;
+out:
+    free(l.place);
+    free(l.buffers);
+    return rc;
 }
 
 void weights_bytes(const struct weights *w, size_t *owned, size_t *mapped)
@@ -299,12 +354,15 @@ void weights_bytes(const struct weights *w, size_t *owned, size_t *mapped)
 
 void weights_release(struct weights *w, enum model_part part)
 {
-    for (size_t i = 0; i < w->count; i++) {
-        struct entry *e = w->entries[i];
+    size_t kept = 0;
 
-        if (e->part != part)
-            continue;
-        free(e->owned);
-        e->owned = e->t.data = NULL;
-    }
+    for (size_t i = 0; i < w->count; i++)
+        if (w->entries[i]->part == part)
+            w->entries[i]->t.data = NULL;
+    for (size_t i = 0; i < w->block_count; i++)
+        if (w->blocks[i].part == part)
+            free(w->blocks[i].data);
+        else
+            w->blocks[kept++] = w->blocks[i];
+    w->block_count = kept;
 }
