@@ -154,14 +154,15 @@ static void forward(struct ops_case *c, struct op_call *k)
     *k = (struct op_call){.attr = &c->attr};
     for (int i = 0; i < OP_MAX_IN; i++)
         k->in[i] = c->has_in[i] ? &c->in[i] : NULL;
-    for (int i = 0; i < c->row->nout; i++)
+    for (int i = 0; i < c->row->nout; i++) {
+        free(c->out[i].data); /* of the run before */
+        c->out[i] = (struct tensor){0};
         k->out[i] = &c->out[i];
+    }
     if (c->row->shape(k, &err) != 0)
         fail_msg("%s: %s", c->name, err.msg);
-    for (int i = 0; i < c->row->nout; i++) {
-        free(c->out[i].data);
+    for (int i = 0; i < c->row->nout; i++)
         c->out[i] = allocate(c->out[i].dtype, &c->out[i].shape);
-    }
     call(c, k, false);
     for (int i = 0; i < c->row->nout; i++)
         check_guard(c, &c->out[i]);

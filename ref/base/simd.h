@@ -4,6 +4,10 @@
 #ifndef REF_BASE_SIMD_H
 #define REF_BASE_SIMD_H
 
+#ifdef __linux__
+#include <features.h> /* __GLIBC__, also when this is the first header of a file */
+#endif
+
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 #define SIMD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
