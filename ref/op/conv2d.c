@@ -1,7 +1,9 @@
 /* 2-D convolution, channels last, as an implicit matrix product: row = output pixel, sum over (kh, kw, ci); the patches are
- * laid out a tile at a time in scratch. A 1x1 convolution without stride needs no patches. */
+ * laid out a tile at a time in scratch. A 1x1 convolution without stride needs no patches; a 3x3 one without stride goes by
+ * Winograd's way where that pays (winograd.h). */
 #include "ref/op/elementwise.h"
 #include "ref/op/gemm.h"
+#include "ref/op/winograd.h"
 
 #include <string.h>
 
@@ -79,11 +81,35 @@ static struct gemm product(const struct op_call *c, const struct geometry *g)
     return m;
 }
 
+/* Shapes of the forward, or of the gradient of x, for Winograd; whether that applies and pays. */
+static bool by_winograd(const struct op_call *c, bool back, struct winograd *g)
+{
+    const size_t *x = c->in[X]->shape.dim, *w = c->in[W]->shape.dim, *y = (back ? c->dout[0] : c->out[0])->shape.dim;
+
+    if (w[1] != 3 || w[2] != 3 || c->attr->stride != 1 || c->attr->pad_before > 2)
+        return false;
+    *g = (struct winograd){.n = x[0], .h = x[1], .w = x[2], .c = x[3], .oh = y[1], .ow = y[2], .oc = w[0],
+                           .pad = c->attr->pad_before, .weight = c->in[W]->data, .dtype = c->in[W]->dtype, .back = back,
+                           .scratch = c->scratch};
+    if (back)
+        *g = (struct winograd){.n = x[0], .h = y[1], .w = y[2], .c = w[0], .oh = x[1], .ow = x[2], .oc = w[3],
+                               .pad = 2 - g->pad, .weight = g->weight, .dtype = g->dtype, .back = true, .scratch = c->scratch};
+    return winograd_pays(g);
+}
+
 static int forward(const struct op_call *c, struct err *err)
 {
     struct geometry g = forward_geometry(c);
     struct gemm m = product(c, &g);
+    struct winograd fast;
 
+    if (by_winograd(c, false, &fast)) {
+        fast.x = c->in[X]->data;
+        fast.y = c->out[0]->data;
+        fast.bias = c->in[BIAS] ? c->in[BIAS]->data : NULL;
+        fast.residual = c->in[RESIDUAL] ? c->in[RESIDUAL]->data : NULL;
+        return winograd_run(&fast, err);
+    }
     m.y = c->out[0]->data;
     m.ldy = m.n;
     m.bias = c->in[BIAS] ? c->in[BIAS]->data : NULL;
@@ -99,7 +125,13 @@ static int input_gradient(const struct op_call *c, struct err *err)
     struct geometry g = {.h = y[1], .w = y[2], .c = w[0], .oh = x[1], .ow = x[2], .kh = w[1], .kw = w[2],
                          .stride = c->attr->stride, .pad = c->attr->pad_before, .back = true, .x = c->dout[0]->data};
     struct gemm m = {.m = elementwise_count(c->in[X]) / w[3], .n = w[3], .k = w[1] * w[2] * w[0], .scratch = c->scratch};
+    struct winograd fast;
 
+    if (by_winograd(c, true, &fast)) {
+        fast.x = c->dout[0]->data;
+        fast.y = c->din[X]->data;
+        return winograd_run(&fast, err);
+    }
     if (pointwise(&g)) {
         m.x = g.x;
         m.ldx = g.c;
@@ -166,9 +198,12 @@ static size_t scratch(const struct op_call *c, bool back, int threads)
     const size_t *w = c->in[W]->shape.dim;
     size_t taps = w[1] * w[2];
     size_t x = back ? gemm_scratch(elementwise_count(c->in[X]) / w[3], w[3], taps * w[0], threads) : 0;
-    size_t y = gemm_scratch(elementwise_count(c->out[0]) / w[0], w[0], taps * w[3], threads);
+    size_t y = gemm_scratch(elementwise_count(c->out[0]) / w[0], w[0], taps * w[3], threads), most = x > y ? x : y, z;
+    struct winograd fast;
 
-    return x > y ? x : y;
+    /* a backward may need both ways: the weight's gradient is always made from patches */
+    z = by_winograd(c, back, &fast) ? winograd_scratch(&fast, threads) : 0;
+    return z > most ? z : most;
 }
 
 static double flops(const struct op_call *c, bool back)
