@@ -17,8 +17,8 @@ struct layers_lora {
     const struct tensor *down, *up;
     float scale; /* alpha / rank times the multiplier */
     bool train;  /* its factors are params of the graph */
-    /* Put into the weight, a panel at a time, instead of a branch: cheaper when there are many rows of x a weight; linear and
-     * 1x1 layers that are not trained. Others become a branch in any case. */
+    /* May be put into the weight, one layer at a time in scratch, where that is cheaper than a branch: where x has many rows.
+     * Linear and 1x1 layers that are not trained, one LoRA a layer; the others are branches in any case. */
     bool fold;
 };
 

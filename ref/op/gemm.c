@@ -61,18 +61,12 @@ static void convert_panel(const struct gemm_weight *w, float *dst, size_t r0, si
             at = (r0 + i) * w->ld + c0;
         dtype_convert(dst + i * length, DT_F32, base + at * size, w->dtype, length);
     }
-    if (w->rank) {
-        size_t line0 = w->transposed ? c0 : r0, col0 = w->transposed ? r0 : c0;
-
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)lines, (int)length, (int)w->rank, w->fold,
-                    w->up + line0 * w->rank, (int)w->rank, w->down + col0, (int)w->ld, 1, dst, (int)length);
-    }
 }
 
-/* f32 weights without a LoRA need no panel: BLAS reads them where they are. */
+/* f32 weights need no panel: BLAS reads them where they are. */
 static const float *panel(const struct gemm_weight *w, float *dst, size_t r0, size_t rows, size_t c0, size_t cols, size_t *ld)
 {
-    if (w->dtype == DT_F32 && !w->rank && !w->period) {
+    if (w->dtype == DT_F32 && !w->period) {
         *ld = w->ld;
         return (const float *)w->data + (w->transposed ? c0 * w->ld + r0 : r0 * w->ld + c0);
     }

@@ -12,17 +12,12 @@
 
 /* W as it is stored: row r, column c of W [k, n] is the element
  *     transposed (a linear's [n, k]):  c * ld + r
- *     else:  (r / period) * jump + (r % period) * ld + c     (period 0: r * ld + c)
- * With down [rank, n or k] and up [k or n, rank] (a LoRA in the stored layout: up has the rows of the stored matrix), the
- * panel becomes W + fold * up down. Only for transposed or period 0. */
+ *     else:  (r / period) * jump + (r % period) * ld + c     (period 0: r * ld + c) */
 struct gemm_weight {
     const void *data;
     enum dtype dtype;
     bool transposed;
     size_t ld, period, jump;
-    const float *down, *up;
-    size_t rank;
-    float fold;
 };
 
 /* Writes rows [row, row + rows) x columns [col, col + cols) of X to dst [rows, cols]. */

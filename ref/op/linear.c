@@ -1,8 +1,10 @@
 /* Linear layer: y = scale * x wT + bias, then an activation or plus a residual; w in the file's dtype. */
+#include <cblas.h>
+
+#include "ref/base/mem.h"
+#include "ref/base/thread.h"
 #include "ref/op/elementwise.h"
 #include "ref/op/gemm.h"
-
-#include "ref/base/thread.h"
 
 enum { X, W, BIAS, RESIDUAL, DOWN, UP };
 
@@ -14,13 +16,54 @@ static struct gemm describe(const struct op_call *c)
     struct gemm g = {.m = elementwise_count(c->in[X]) / k, .n = n, .k = k, .scale = c->attr->scale, .scratch = c->scratch};
 
     g.w = (struct gemm_weight){.data = w->data, .dtype = w->dtype, .transposed = true, .ld = k};
-    if (c->in[DOWN]) {
-        g.w.down = c->in[DOWN]->data;
-        g.w.up = c->in[UP]->data;
-        g.w.rank = c->in[DOWN]->shape.dim[0];
-        g.w.fold = c->attr->fold;
-    }
     return g;
+}
+
+/* A LoRA put into the weight: w + fold * up down, one layer at a time in scratch, so the model is never held twice. Worth it
+ * when x has many rows: it costs 2 n k r operations, a branch 2 m (n + k) r. */
+enum { FOLD_ROWS = 32 };
+
+struct fold {
+    const struct tensor *w;
+    const float *down, *up; /* [r, k], [n, r] */
+    size_t r;
+    float scale;
+    float *out; /* [n, k] */
+};
+
+static int fold_rows(void *ctx, size_t index, struct err *err)
+{
+    const struct fold *f = ctx;
+    size_t n = f->w->shape.dim[0], k = f->w->shape.dim[1], row = index * FOLD_ROWS;
+    size_t rows = n - row < FOLD_ROWS ? n - row : FOLD_ROWS;
+    float *out = f->out + row * k;
+
+    (void)err;
+    dtype_convert(out, DT_F32, (const char *)f->w->data + row * k * dtype_size(f->w->dtype), f->w->dtype, rows * k);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)k, (int)f->r, f->scale, f->up + row * f->r, (int)f->r,
+                f->down, (int)k, 1, out, (int)k);
+    return 0;
+}
+
+static size_t folded_bytes(const struct op_call *c)
+{
+    return c->in[DOWN] ? (elementwise_count(c->in[W]) * sizeof(float) + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN : 0;
+}
+
+/* Lets g work with the folded weight, which takes the front of the scratch. */
+static int fold(const struct op_call *c, struct gemm *g, struct err *err)
+{
+    struct fold f = {.w = c->in[W], .scale = c->attr->fold, .out = c->scratch};
+
+    if (!c->in[DOWN])
+        return 0;
+    f.down = c->in[DOWN]->data;
+    f.up = c->in[UP]->data;
+    f.r = c->in[DOWN]->shape.dim[0];
+    g->w.data = c->scratch;
+    g->w.dtype = DT_F32;
+    g->scratch = (char *)c->scratch + folded_bytes(c);
+    return thread_for((f.w->shape.dim[0] + FOLD_ROWS - 1) / FOLD_ROWS, fold_rows, &f, err);
 }
 
 static int forward(const struct op_call *c, struct err *err)
@@ -34,7 +77,7 @@ static int forward(const struct op_call *c, struct err *err)
     g.bias = c->in[BIAS] ? c->in[BIAS]->data : NULL;
     g.residual = c->in[RESIDUAL] ? c->in[RESIDUAL]->data : NULL;
     g.act = c->attr->act;
-    return gemm_run(&g, err);
+    return fold(c, &g, err) < 0 ? -1 : gemm_run(&g, err);
 }
 
 /* dx [m, k] = scale * dy [m, n] w [n, k];  dw [n, k] = scale * dyT x, when w is trained;  dresidual = dy */
@@ -53,6 +96,8 @@ static int backward(const struct op_call *c, struct err *err)
     if (c->din[X]) {
         struct gemm b = g;
 
+        if (fold(c, &b, err) < 0)
+            return -1;
         b.n = g.k;
         b.k = g.n;
         b.x = c->dout[0]->data;
@@ -108,13 +153,15 @@ static size_t scratch(const struct op_call *c, bool back, int threads)
     size_t m = elementwise_count(c->in[X]) / w[1];
     size_t x = back ? gemm_scratch(m, w[1], w[0], threads) : 0, y = gemm_scratch(m, w[0], w[1], threads);
 
-    return x > y ? x : y;
+    return (x > y ? x : y) + folded_bytes(c);
 }
 
 static double flops(const struct op_call *c, bool back)
 {
     double one = 2.0 * (double)elementwise_count(c->in[X]) * (double)c->in[W]->shape.dim[0];
 
+    if (c->in[DOWN])
+        one += 2.0 * (double)elementwise_count(c->in[UP]) * (double)c->in[W]->shape.dim[1];
     return back ? one * ((c->din[X] != NULL) + (c->din[W] != NULL)) : one;
 }
 

@@ -27,7 +27,7 @@
  *
  *  linear      x [.., k], w [n, k], [bias n], [residual .., n], [down r, k], [up n, r]  -> y [.., n]
  *              y = act(scale * x wT + bias) or scale * x wT + bias + residual (not both); with down and up (both or none)
- *              w becomes w + fold * up down, a panel at a time. attr: act, scale, fold
+ *              w becomes w + fold * up down, in scratch. attr: act, scale, fold
  *  conv2d      x [n, h, w, ci], w [co, kh, kw, ci], [bias co], [residual n, ho, wo, co] -> y [n, ho, wo, co]
  *              attr: stride, pad_before, pad_after (zeros, both dimensions)
  *  group_norm  x [n, .., c], gamma [c], beta [c] -> y, stats [n, groups, 2] (mean, 1/deviation); attr: groups, eps,
