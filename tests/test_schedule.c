@@ -1,8 +1,9 @@
 /* The noise schedule against diffusers' (golden/make_schedule.py). */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <setjmp.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <math.h>

@@ -31,6 +31,7 @@ struct plan;
 struct sampler_kind {
     const char *name;
     const char *alias;    /* another name for it, or NULL */
+    const char *title;    /* what web UIs call it, or what they might */
     const char *help;     /* one line for people */
     unsigned noises;      /* fresh noises set aside for each step, used or not: the e-th evaluation made has the e-th */
     unsigned evaluations; /* of the model in a usual step */
