@@ -18,98 +18,11 @@
 #include "ref/model/unet.h"
 #include "ref/model/vae.h"
 #include "tests/lib/golden.h"
+#include "tests/lib/model_source.h"
 
 static const struct tensor_file *file;
 static json_t *models;
 static const float lora_scale = 0.5f;
-
-/* ---- Weights from names: the same numbers as fill() in golden/make_models.py */
-
-static uint64_t hash_name(const char *name)
-{
-    uint64_t h = 0xcbf29ce484222325u;
-
-    for (; *name; name++)
-        h = (h ^ (unsigned char)*name) * 0x100000001b3u;
-    return h;
-}
-
-static uint64_t mix(uint64_t h, size_t i)
-{
-    uint64_t z = h + (i + 1) * 0x9e3779b97f4a7c15u;
-
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static void fill(float *dst, const char *name, const struct shape *s, size_t n)
-{
-    bool norm = s->ndim == 1 && strcmp(name + strlen(name) - 6, "weight") == 0;
-    double fan = 1, size = 1.0 / 8;
-    uint64_t h = hash_name(name);
-
-    for (int i = 1; i < s->ndim; i++)
-        fan *= (double)s->dim[i];
-    if (s->ndim > 1)
-        size = exp2(floor(log2(3 / fan) / 2));
-    for (size_t i = 0; i < n; i++) {
-        uint64_t z = mix(h, i);
-
-        dst[i] = (float)(norm ? 1 + ((double)(z >> 61) - 4) / 16 : ((double)(z >> 57) * 2 - 127) / 128 * size);
-    }
-}
-
-/* ---- A weight source over the list of names in the golden file */
-
-struct source {
-    const char *model;
-    json_t *tensors;
-    enum dtype dtype;
-};
-
-static const char *const part_keys[MODEL_PARTS] = {"unet", "te", "vae", "other"};
-
-static int source_find(void *ctx, enum model_part part, const char *name, struct weight_info *out, struct err *err)
-{
-    const struct source *s = ctx;
-    json_t *parts = json_object_get(s->tensors, part_keys[part]), *dims = json_object_get(parts, name), *d;
-    size_t i;
-
-    (void)err;
-    if (!dims)
-        return 0;
-    *out = (struct weight_info){.dtype = s->dtype, .shape.ndim = (int)json_array_size(dims)};
-    json_array_foreach(dims, i, d)
-        out->shape.dim[i] = (size_t)json_integer_value(d);
-    json_object_foreach(parts, name, d) /* a name that lives as long as the list */
-        if (d == dims)
-            out->handle = name;
-    return 1;
-}
-
-static int source_read(void *ctx, const struct weight_info *w, void *dst, struct err *err)
-{
-    const struct source *s = ctx;
-    const char *part = NULL;
-    json_t *names;
-    char key[300];
-    float *values;
-    size_t n = 0;
-
-    json_object_foreach(s->tensors, part, names)
-        if (json_object_get(names, w->handle))
-            break;
-    snprintf(key, sizeof key, "%s/%s/%s", s->model, part, (const char *)w->handle);
-    shape_numel(&w->shape, &n);
-    values = mem_new(n * sizeof *values, "a test", err);
-    if (!values)
-        return -1;
-    fill(values, key, &w->shape, n);
-    dtype_convert(dst, w->dtype, values, DT_F32, n);
-    free(values);
-    return 0;
-}
 
 /* ---- One model at work */
 
@@ -120,7 +33,7 @@ struct lora {
 
 struct subject {
     const char *name;
-    struct source source;
+    struct model_source source;
     struct weight_source door;
     struct weights *weights;
     struct lora *loras;
@@ -147,7 +60,7 @@ static struct tensor make_factor(const struct subject *s, const char *part, cons
     t.data = mem_new(n * sizeof(float), "a test", &err);
     assert_non_null(t.data);
     snprintf(name, sizeof name, "%s/%s/%s.%s", s->name, part, path, leaf);
-    fill(t.data, name, &t.shape, n);
+    model_source_fill(t.data, name, &t.shape, n);
     return t;
 }
 
@@ -170,8 +83,8 @@ static void make_loras(struct subject *s)
             continue;
         snprintf(l->path, sizeof l->path, "%.*s", (int)(strlen(slash + 1) - 5), slash + 1);
         part = strncmp(name + length, "te/", 3) == 0 ? MODEL_TEXT_ENCODER : MODEL_UNET;
-        l->down = make_factor(s, part_keys[part], l->path, "down");
-        l->up = make_factor(s, part_keys[part], l->path, "up");
+        l->down = make_factor(s, model_source_part(part), l->path, "down");
+        l->up = make_factor(s, model_source_part(part), l->path, "up");
         s->attached[s->lora_count++] = (struct layers_lora){part, l->path, &l->down, &l->up, lora_scale, true, false};
     }
 }
@@ -184,9 +97,9 @@ static void subject_open(struct subject *s, const char *name)
     memset(s, 0, sizeof *s);
     s->name = name;
     assert_non_null(m);
-    s->source = (struct source){name, json_object_get(m, "tensors"), DT_F32};
+    s->source = (struct model_source){name, json_object_get(m, "tensors"), DT_F32};
     assert_true(dtype_parse(json_string_value(json_object_get(m, "dtype")), &s->source.dtype));
-    s->door = (struct weight_source){"golden model", &s->source, source_find, source_read};
+    s->door = (struct weight_source){"golden model", &s->source, model_source_find, model_source_read};
     assert_int_equal(weights_new(&s->weights, &s->door, &err), 0);
     make_loras(s);
     s->g = graph_new(&err);
@@ -364,7 +277,7 @@ static void compare_gradients(const struct subject *s, struct run *r)
             int v = param_of(s, side ? &s->loras[i].up : &s->loras[i].down);
             char key[300];
 
-            snprintf(key, sizeof key, "grad/%s/%s.%s", part_keys[s->attached[i].part], s->loras[i].path, side ? "up" : "down");
+            snprintf(key, sizeof key, "grad/%s/%s.%s", model_source_part(s->attached[i].part), s->loras[i].path, side ? "up" : "down");
             assert_int_not_equal(v, GRAPH_NONE);
             if (s->grads[v] == GRAPH_NONE)
                 fail_msg("%s has no gradient", key);
@@ -555,7 +468,7 @@ static int no_tensor(void *ctx, enum model_part part, const char *name, struct w
 {
     if (strcmp(name, "mid_block.resnets.1.conv1.weight") == 0)
         return 0;
-    return source_find(ctx, part, name, out, err);
+    return model_source_find(ctx, part, name, out, err);
 }
 
 /* A hole in a checkpoint, and a LoRA for a layer that is not there, are named. */

@@ -8,6 +8,10 @@
 #include <features.h> /* __GLIBC__, also when this is the first header of a file */
 #endif
 
+#ifdef __clang__
+#pragma clang diagnostic ignored "-Wpass-failed" /* at -O1 it says that it vectorises nothing */
+#endif
+
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 #define SIMD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

@@ -34,10 +34,17 @@ int graph_check(const struct graph *g, struct err *err)
 int graph_new_value(struct graph *g, enum value_kind kind, const char *name, enum dtype dtype, const struct shape *shape)
 {
     struct graph_value *v;
-    size_t bytes;
+    size_t bytes, n;
 
     if (broken(g))
         return GRAPH_NONE;
+    if (shape_numel(shape, &n) && n == 0) {
+        char text[128];
+
+        err_set(&g->err, "'%s' has shape %s, no element at all; the model or the size asked for makes no sense", name,
+                shape_print(shape, text, sizeof text));
+        return GRAPH_NONE;
+    }
     if (!shape_nbytes(shape, dtype, &bytes)) {
         err_set(&g->err, "'%s' has more elements than memory can hold; use a smaller picture or batch", name);
         return GRAPH_NONE;

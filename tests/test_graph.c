@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "ref/base/thread.h"
+#include "ref/graph/profile.h"
 #include "ref/graph/run.h"
 
 static struct ops ops;
@@ -302,6 +303,45 @@ static void test_nan(void **state)
     free_chain(&c);
 }
 
+/* The profile counts what ran: three kinds of operation forward and backward, with the flops of the products. */
+static void test_profile(void **state)
+{
+    struct err err = {0};
+    struct chain c;
+    struct run *r;
+    struct profile *p;
+    struct run_options options = {.after = profile_after};
+    FILE *f = tmpfile();
+    char line[300];
+    size_t lines = 0, seen = 0;
+
+    (void)state;
+    build_chain(&c, 4);
+    MUST(run_new(&r, c.g, &ops, &err));
+    MUST(profile_new(&p, c.g, &err));
+    options.ctx = p;
+    for (int i = 0; i < 2; i++) {
+        set(r, c.x, 1);
+        set(r, c.target, 0);
+        set(r, c.grads[c.loss], 1);
+        MUST(run_graph(r, &options, &err));
+    }
+    assert_non_null(f);
+    profile_print(p, f, 100, 5);
+    rewind(f);
+    for (; fgets(line, sizeof line, f); lines++) {
+        seen += strstr(line, "x ") && strstr(line, "GFLOP/s") && strstr(line, "% of peak");
+        if (strstr(line, " linear (backward)"))
+            assert_non_null(strstr(line, "11 x ")); /* nothing trainable lies before the first layer */
+    }
+    assert_int_equal(seen, lines);
+    assert_true(lines > 10 && lines < 25);
+    fclose(f);
+    profile_free(p);
+    run_free(r);
+    free_chain(&c);
+}
+
 static void count_time(void *ctx, const struct graph *g, size_t node, double seconds)
 {
     size_t *seen = ctx;
@@ -336,6 +376,7 @@ int main(void)
         cmocka_unit_test(test_forecast), /* first: a child of a process with threads has none */
         cmocka_unit_test(test_differentiate), cmocka_unit_test(test_plan),
         cmocka_unit_test(test_errors),        cmocka_unit_test(test_nan),  cmocka_unit_test(test_after),
+        cmocka_unit_test(test_profile),
     };
 
     thread_init(2);
