@@ -26,7 +26,7 @@ struct picture_text {
 
 struct picture {
     size_t width, height;
-    unsigned channels;         /* 3: RGB; 4: RGBA, colours not multiplied by alpha */
+    unsigned channels;         /* 3: RGB; 4: RGBA, colours not multiplied by alpha; 1: grey, only by picture_make_grey() */
     uint8_t *data;             /* [height, width, channels] */
     int orientation;           /* as EXIF has it, 1 .. 8; 1 when the file has none. Not applied: see picture_upright() */
     struct picture_text *text; /* [texts], of PNG's chunks tEXt, zTXt and iTXt */
@@ -59,8 +59,8 @@ struct picture_format {
 };
 
 /* Writes p (never half, see output.h); the name's ending decides: .png, .jpg, .jpeg, .webp. Texts [n] go into PNG as tEXt, or
- * iTXt where they are not ASCII; a JPEG gets the one called "parameters" as its comment; a WebP none. JPEG cannot hold
- * alpha: such a picture is refused. */
+ * iTXt where they are not ASCII; a JPEG gets the one called "parameters" as its comment; a WebP none. Refused:
+ * JPEG with alpha, WebP in grey. */
 int picture_write(const char *path, const struct picture *p, const struct picture_text *text, size_t texts,
                   struct picture_format format, struct err *err);
 

@@ -113,8 +113,8 @@ static int write_picture(struct jpeg_compress_struct *c, struct failure *f, stru
     jpeg_mem_dest(c, &t->data, &t->n);
     c->image_width = (JDIMENSION)p->width;
     c->image_height = (JDIMENSION)p->height;
-    c->input_components = 3;
-    c->in_color_space = JCS_RGB;
+    c->input_components = (int)p->channels;
+    c->in_color_space = p->channels == 1 ? JCS_GRAYSCALE : JCS_RGB;
     jpeg_set_defaults(c);
     jpeg_set_quality(c, quality, TRUE);
     c->optimize_coding = TRUE;
@@ -122,7 +122,7 @@ static int write_picture(struct jpeg_compress_struct *c, struct failure *f, stru
     if (comment)
         jpeg_write_marker(c, JPEG_COM, (const JOCTET *)comment, (unsigned)strnlen(comment, 65533));
     while (c->next_scanline < c->image_height) {
-        JSAMPROW row = p->data + (size_t)c->next_scanline * p->width * 3;
+        JSAMPROW row = p->data + (size_t)c->next_scanline * p->width * p->channels;
 
         jpeg_write_scanlines(c, &row, 1);
     }
@@ -137,7 +137,7 @@ int picture_encode_jpeg(struct picture_bytes *out, const struct picture *p, cons
     struct target t = {0};
     int rc;
 
-    if (p->channels != 3)
+    if (p->channels == 4)
         return err_set(err, "JPEG has no transparency; write a .png");
     c.err = catch_errors(&f, err);
     if (setjmp(f.jump))

@@ -155,10 +155,11 @@ static bool is_ascii(const char *s)
 
 static int write_picture(png_structp png, png_infop info, const struct picture *p, png_textp text, size_t texts)
 {
+    static const int colours[] = {[1] = PNG_COLOR_TYPE_GRAY, [3] = PNG_COLOR_TYPE_RGB, [4] = PNG_COLOR_TYPE_RGB_ALPHA};
+
     if (setjmp(png_jmpbuf(png)))
         return -1;
-    png_set_IHDR(png, info, (png_uint_32)p->width, (png_uint_32)p->height, 8,
-                 p->channels == 4 ? PNG_COLOR_TYPE_RGB_ALPHA : PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE,
+    png_set_IHDR(png, info, (png_uint_32)p->width, (png_uint_32)p->height, 8, colours[p->channels], PNG_INTERLACE_NONE,
                  PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
     png_set_text(png, info, text, (int)texts);
     png_write_info(png, info);

@@ -67,6 +67,8 @@ int picture_encode_webp(struct picture_bytes *out, const struct picture *p, int 
     uint8_t *data = NULL;
     size_t n;
 
+    if (p->channels == 1)
+        return err_set(err, "WebP has no grey; write a .png");
     if (p->width > WEBP_MAX_DIMENSION || p->height > WEBP_MAX_DIMENSION)
         return err_set(err, "WebP pictures have at most %d pixels a side; write a .png", WEBP_MAX_DIMENSION);
     if (quality > 100)

@@ -303,6 +303,30 @@ static void test_write_lossy(void **state)
     scratch_remove(dir);
 }
 
+/* Grey pictures (masks) are read back with three equal channels. */
+static void test_write_grey(void **state)
+{
+    const char *dir = scratch_new(), *const names[] = {"a.png", "a.jpg"};
+    struct picture p, back;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(picture_new(&p, 16, 16, 1, &err), 0);
+    for (size_t i = 0; i < 256; i++)
+        p.data[i] = (uint8_t)(i % 16 * 10);
+    for (size_t k = 0; k < 2; k++) {
+        assert_int_equal(picture_write(scratch_path(dir, names[k]), &p, NULL, 0, (struct picture_format){100}, &err), 0);
+        assert_int_equal(picture_read(&back, scratch_path(dir, names[k]), &err), 0);
+        assert_int_equal(back.channels, 3);
+        for (size_t i = 0; i < 768; i++)
+            assert_true(abs(back.data[i] - p.data[i / 3]) <= (k ? 2 : 0)); /* JPEG: see test_write_lossy */
+        picture_free(&back);
+    }
+    assert_int_equal(picture_write(scratch_path(dir, "a.webp"), &p, NULL, 0, (struct picture_format){90}, &err), -1);
+    picture_free(&p);
+    scratch_remove(dir);
+}
+
 static void test_write_errors(void **state)
 {
     struct picture p;
@@ -324,9 +348,10 @@ static void test_write_errors(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pixels), cmocka_unit_test(test_orientation), cmocka_unit_test(test_texts),
-        cmocka_unit_test(test_bad),    cmocka_unit_test(test_truncated),   cmocka_unit_test(test_alpha),
-        cmocka_unit_test(test_write),  cmocka_unit_test(test_write_lossy), cmocka_unit_test(test_write_errors),
+        cmocka_unit_test(test_pixels),       cmocka_unit_test(test_orientation), cmocka_unit_test(test_texts),
+        cmocka_unit_test(test_bad),          cmocka_unit_test(test_truncated),   cmocka_unit_test(test_alpha),
+        cmocka_unit_test(test_write),        cmocka_unit_test(test_write_lossy), cmocka_unit_test(test_write_grey),
+        cmocka_unit_test(test_write_errors),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
