@@ -174,9 +174,8 @@ def run(name, prediction, steps, first):
         inp = s.scale_model_input(x, t)
         k = int(torch.argmax(x.abs()))
         out = torch.from_numpy(model(inp.numpy(), float(t), prediction))
+        # left alone, it weighs as if there were four slopes even where img2img has just begun and there is one
         extra = dict(order=min(4, e + 1)) if name == "lms" else {}
-        if name == "pndm":
-            s.cur_model_output = s.cur_model_output if e else 0
         before = drawn.drawn
         ts.append(float(t))
         scales.append(float(inp[0, k] / x[0, k]))
