@@ -15,7 +15,7 @@
 
 enum { Q, K, V };
 enum { Y, LSE };
-enum { TILE_Q = 128, TILE_K = 256, LANES = 16 };
+enum { TILE_Q = 256, TILE_K = 512, LANES = 16 };
 
 struct attention {
     size_t n, heads, d, c, tq, tk; /* tq, tk: tokens of q, of k and v */
@@ -25,6 +25,7 @@ struct attention {
     float *y, *lse, *dq, *dk, *dv;
     float *scratch;
     size_t per_thread; /* floats of it */
+    size_t tile_q, ld; /* rows and row length of a score tile: less than TILE_Q, TILE_K where there are fewer tokens */
 };
 
 static size_t tokens(const struct tensor *t)
@@ -32,12 +33,14 @@ static size_t tokens(const struct tensor *t)
     return elementwise_count(t) / (t->shape.dim[0] * elementwise_last(t));
 }
 
-/* forward: scores [TILE_Q, TILE_K], sum [TILE_Q, d], m, l [TILE_Q]; backward: two score tiles, D [tokens of q] */
-static size_t thread_floats(size_t d, size_t tq, bool back)
+static size_t least(size_t a, size_t b)
 {
-    size_t scores = (size_t)TILE_Q * TILE_K;
+    return a < b ? a : b;
+}
 
-    return back ? 2 * scores + (tq + 15) / 16 * 16 : scores + TILE_Q * (d + 2);
+static size_t whole(size_t n)
+{
+    return (n + LANES - 1) / LANES * LANES;
 }
 
 static struct attention describe(const struct op_call *c, bool back)
@@ -53,44 +56,36 @@ static struct attention describe(const struct op_call *c, bool back)
     a.k = c->in[K]->data;
     a.v = c->in[V]->data;
     a.scratch = c->scratch;
-    a.per_thread = thread_floats(a.d, a.tq, back);
+    a.tile_q = least(TILE_Q, a.tq);
+    a.ld = whole(least(TILE_K, a.tk));
+    /* forward: scores [tile_q, ld], sum [tile_q, d], m, l [tile_q]; backward: two score tiles, D [tokens of q] */
+    a.per_thread = whole(back ? 2 * a.tile_q * a.ld + a.tq : a.tile_q * (a.ld + a.d + 2));
     return a;
-}
-
-static size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
 }
 
 /* s [rows, cols] = scale * a [rows, d] b [cols, d]T; a, b are columns of [.., c] */
 static void scores(const struct attention *t, float scale, const float *a, size_t rows, const float *b, size_t cols, float *s)
 {
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)cols, (int)t->d, scale, a, (int)t->c, b, (int)t->c, 0,
-                s, TILE_K);
+                s, (int)t->ld);
 }
 
 /* Queries see keys up to their own place: the rest of a tile on the diagonal becomes -infinity. */
-static void mask(float *s, size_t rows, size_t cols, size_t q0, size_t k0)
+static void mask(float *s, size_t ld, size_t rows, size_t cols, size_t q0, size_t k0)
 {
     for (size_t i = 0; i < rows; i++)
         for (size_t j = q0 + i + 1 > k0 ? q0 + i + 1 - k0 : 0; j < cols; j++)
-            s[i * TILE_K + j] = -INFINITY;
+            s[i * ld + j] = -INFINITY;
 }
 
+/* The order does not matter to a maximum, so the compiler may choose it. */
 static inline float row_max(const float *s, size_t n, float start)
 {
-    float lane[LANES], best = start;
-    size_t j = 0;
+    float best = start;
 
-    for (size_t l = 0; l < LANES; l++)
-        lane[l] = start;
-    for (; j + LANES <= n; j += LANES)
-        for (size_t l = 0; l < LANES; l++)
-            lane[l] = s[j + l] > lane[l] ? s[j + l] : lane[l];
-    for (; j < n; j++)
+#pragma omp simd reduction(max : best)
+    for (size_t j = 0; j < n; j++)
         best = s[j] > best ? s[j] : best;
-    for (size_t l = 0; l < LANES; l++)
-        best = lane[l] > best ? lane[l] : best;
     return best;
 }
 
@@ -102,13 +97,13 @@ static inline float row_exp(float *s, size_t n, float m)
 
     for (; j + LANES <= n; j += LANES)
         for (size_t l = 0; l < LANES; l++) {
-            float e = vmath_exp(s[j + l] - m);
+            float e = vmath_exp_down(s[j + l] - m);
 
             s[j + l] = e;
             lane[l] += e;
         }
     for (; j < n; j++) {
-        s[j] = vmath_exp(s[j] - m);
+        s[j] = vmath_exp_down(s[j] - m);
         sum += s[j];
     }
     for (size_t l = 0; l < LANES; l++)
@@ -117,20 +112,20 @@ static inline float row_exp(float *s, size_t n, float m)
 }
 
 /* One tile of scores into the running softmax. */
-SIMD_CLONES static void absorb(float *s, size_t rows, size_t cols, float *m, float *l, float *sum, size_t d)
+SIMD_CLONES static void absorb(float *s, size_t ld, size_t rows, size_t cols, float *m, float *l, float *sum, size_t d)
 {
     for (size_t i = 0; i < rows; i++) {
-        float best = row_max(s + i * TILE_K, cols, m[i]);
+        float best = row_max(s + i * ld, cols, m[i]);
 
         if (best > m[i]) {
-            float shrink = vmath_exp(m[i] - best);
+            float shrink = vmath_exp_down(m[i] - best);
 
             for (size_t j = 0; j < d; j++)
                 sum[i * d + j] *= shrink;
             l[i] *= shrink;
             m[i] = best;
         }
-        l[i] += row_exp(s + i * TILE_K, cols, m[i]);
+        l[i] += row_exp(s + i * ld, cols, m[i]);
     }
 }
 
@@ -140,8 +135,8 @@ static int forward_tile(void *ctx, size_t index, struct err *err)
     size_t tiles = (a->tq + TILE_Q - 1) / TILE_Q, q0 = index % tiles * TILE_Q, head = index / tiles % a->heads;
     size_t n = index / tiles / a->heads, rows = least(TILE_Q, a->tq - q0), d = a->d;
     size_t end = a->causal ? least(q0 + rows, a->tk) : a->tk, at = (n * a->tq + q0) * a->c + head * d;
-    float *s = a->scratch + (size_t)thread_index() * a->per_thread, *sum = s + TILE_Q * TILE_K, *m = sum + TILE_Q * d;
-    float *l = m + TILE_Q;
+    float *s = a->scratch + (size_t)thread_index() * a->per_thread, *sum = s + a->tile_q * a->ld, *m = sum + a->tile_q * d;
+    float *l = m + a->tile_q;
 
     (void)err;
     memset(sum, 0, rows * d * sizeof *sum);
@@ -154,9 +149,9 @@ static int forward_tile(void *ctx, size_t index, struct err *err)
 
         scores(a, a->scale, a->q + at, rows, a->k + key, cols, s);
         if (a->causal)
-            mask(s, rows, cols, q0, k0);
-        absorb(s, rows, cols, m, l, sum, d);
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)d, (int)cols, 1, s, TILE_K, a->v + key,
+            mask(s, a->ld, rows, cols, q0, k0);
+        absorb(s, a->ld, rows, cols, m, l, sum, d);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)d, (int)cols, 1, s, (int)a->ld, a->v + key,
                     (int)a->c, 1, sum, (int)d);
     }
     for (size_t i = 0; i < rows; i++) {
@@ -179,15 +174,15 @@ static int forward(const struct op_call *c, struct err *err)
 }
 
 /* From scores s, and dp = dy vT: p = exp(s - lse) in s, ds = scale p (dp - D) in dp. */
-SIMD_CLONES static void slopes(float *restrict s, float *restrict dp, size_t rows, size_t cols, const float *lse,
+SIMD_CLONES static void slopes(float *restrict s, float *restrict dp, size_t ld, size_t rows, size_t cols, const float *lse,
                                const float *dot, float scale)
 {
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < cols; j++) {
-            float p = vmath_exp(s[i * TILE_K + j] - lse[i]);
+            float p = vmath_exp_down(s[i * ld + j] - lse[i]);
 
-            s[i * TILE_K + j] = p;
-            dp[i * TILE_K + j] = scale * p * (dp[i * TILE_K + j] - dot[i]);
+            s[i * ld + j] = p;
+            dp[i * ld + j] = scale * p * (dp[i * ld + j] - dot[i]);
         }
 }
 
@@ -196,8 +191,8 @@ static void gather(const struct attention *a, bool transpose, size_t m, size_t k
                    float *out)
 {
     if (out)
-        cblas_sgemm(CblasRowMajor, transpose ? CblasTrans : CblasNoTrans, CblasNoTrans, (int)m, (int)a->d, (int)k, 1, p, TILE_K,
-                    b, (int)a->c, add ? 1 : 0, out, (int)a->c);
+        cblas_sgemm(CblasRowMajor, transpose ? CblasTrans : CblasNoTrans, CblasNoTrans, (int)m, (int)a->d, (int)k, 1, p,
+                    (int)a->ld, b, (int)a->c, add ? 1 : 0, out, (int)a->c);
 }
 
 static float *shifted(float *p, size_t by)
@@ -211,13 +206,13 @@ static void backward_tile(const struct attention *a, size_t n, size_t head, size
 {
     size_t rows = least(TILE_Q, a->tq - q0), cols = least(TILE_K, a->tk - k0);
     size_t qa = (n * a->tq + q0) * a->c + head * a->d, ka = (n * a->tk + k0) * a->c + head * a->d;
-    float *dp = s + (size_t)TILE_Q * TILE_K;
+    float *dp = s + a->tile_q * a->ld;
 
     scores(a, a->scale, a->q + qa, rows, a->k + ka, cols, s);
     if (a->causal)
-        mask(s, rows, cols, q0, k0);
+        mask(s, a->ld, rows, cols, q0, k0);
     scores(a, 1, a->dy + qa, rows, a->v + ka, cols, dp);
-    slopes(s, dp, rows, cols, a->lse + (n * a->heads + head) * a->tq + q0, dot + q0, a->scale);
+    slopes(s, dp, a->ld, rows, cols, a->lse + (n * a->heads + head) * a->tq + q0, dot + q0, a->scale);
     gather(a, true, cols, rows, s, a->dy + qa, !first_q, shifted(a->dv, ka));
     gather(a, true, cols, rows, dp, a->q + qa, !first_q, shifted(a->dk, ka));
     gather(a, false, rows, cols, dp, a->k + ka, k0 > 0, shifted(a->dq, qa));
@@ -228,7 +223,7 @@ static int backward_head(void *ctx, size_t index, struct err *err)
 {
     const struct attention *a = ctx;
     size_t n = index / a->heads, head = index % a->heads;
-    float *s = a->scratch + (size_t)thread_index() * a->per_thread, *dot = s + 2 * (size_t)TILE_Q * TILE_K;
+    float *s = a->scratch + (size_t)thread_index() * a->per_thread, *dot = s + 2 * a->tile_q * a->ld;
 
     (void)err;
     for (size_t i = 0; i < a->tq; i++) {
