@@ -29,7 +29,8 @@ struct row {
 #define BACK(what, n, h, ci, co) {what, OP_conv2d, {.pad_before = 1, .pad_after = 1, .stride = 1}, \
                                   {{4, {n, h, h, ci}}, {4, {co, 3, 3, ci}}, {1, {co}}}, true}
 #define LINEAR(what, m, n, k) {what, OP_linear, {0}, {{2, {m, k}}, {2, {n, k}}, {1, {n}}}, false}
-#define ATTENTION(what, tq, tk, c, back) {what, OP_attention, {.heads = 8}, {{3, {1, tq, c}}, {3, {1, tk, c}}, {3, {1, tk, c}}}, back}
+#define ATTENTION(what, tq, tk, c, back) \
+    {what, OP_attention, {.heads = 8}, {{3, {1, tq, c}}, {3, {1, tk, c}}, {3, {1, tk, c}}}, back}
 #define NORM(what, h, c, back) {what, OP_group_norm, {.groups = 32, .eps = 1e-5f, .act = ACT_SILU}, \
                                 {{4, {1, h, h, c}}, {1, {c}}, {1, {c}}}, back}
 
