@@ -1,5 +1,6 @@
 #include "cmd/command.h"
 
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -306,12 +307,22 @@ static int dispatch(int argc, char **argv, bool *json, struct err *err)
     return c ? parse_and_run(c, argc - 2, argv + 2, json, err) : unknown_command(argv[1], err);
 }
 
+/* A standard stream that is closed at the start would lend its number to the next file that is opened, and messages would be
+ * written into a model. So the numbers are taken, in the direction in which every use of them fails as before. */
+static void keep_standard_files(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0)
+            return; /* no /dev/null: nothing better can be done */
+}
+
 int command_main(int argc, char **argv)
 {
     struct err err = {0};
     bool json = false;
     int rc;
 
+    keep_standard_files();
     output_catch_signals();
     rc = dispatch(argc, argv, &json, &err);
     if ((fflush(stdout) || ferror(stdout)) && rc == 0)

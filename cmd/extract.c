@@ -10,6 +10,7 @@
 #include "cmd/chart.h"
 #include "cmd/progress.h"
 #include "formats/hash.h"
+#include "formats/output.h"
 #include "ref/base/thread.h"
 
 struct extract_cli {
@@ -431,6 +432,19 @@ static int check(struct extraction *x, struct err *err)
     return 0;
 }
 
+/* The output may be no file of either model: a checkpoint that a LoRA replaces is lost. Hard links and folders count too. */
+static int check_output(const struct extraction *x, struct err *err)
+{
+    const struct model *const models[] = {x->plan.org, x->plan.tuned};
+
+    for (size_t k = 0; k < 2; k++)
+        for (size_t i = 0; i < models[k]->file_count; i++)
+            if (output_same_file(models[k]->file[i]->path, x->o->save_to))
+                return err_set(err, "'%s' is both an input and the output: the LoRA would replace the model; give another --save_to",
+                               x->o->save_to);
+    return 0;
+}
+
 static int run(const struct command_run *run, void *options, struct err *err)
 {
     struct extraction x = {.run = run, .o = options, .start = now()};
@@ -438,8 +452,8 @@ static int run(const struct command_run *run, void *options, struct err *err)
     int rc = -1;
 
     if (check(&x, err) != 0 ||
-        extract_plan_open(&x.plan, run, x.o->model_org, x.o->model_tuned, x.o->v2, dim, conv_dim, err) != 0 || run_all(&x, err) != 0 ||
-        judge_text_encoder(&x, err) != 0 || finish(&x, err) != 0)
+        extract_plan_open(&x.plan, run, x.o->model_org, x.o->model_tuned, x.o->v2, dim, conv_dim, err) != 0 ||
+        check_output(&x, err) != 0 || run_all(&x, err) != 0 || judge_text_encoder(&x, err) != 0 || finish(&x, err) != 0)
         goto out;
     rc = 0;
 out:
