@@ -111,8 +111,8 @@ static const struct option_row rows[] = {
     {OPTION(struct convert_options, bf16), .help = "the same as --dtype bf16", .flags = OPTION_ADVANCED},
     {OPTION_NAMED(struct convert_options, float32, "float"), .help = "the same as --dtype float", .flags = OPTION_ADVANCED},
     {OPTION_IGNORED_FLAG("use_safetensors", "folders are written as safetensors unless --bin is given")},
-    {OPTION_IGNORED_VALUE("epoch", "N", "checkpoints are written as weights only; no program needs the number")},
-    {OPTION_IGNORED_VALUE("global_step", "N", "checkpoints are written as weights only; no program needs the number")},
+    {OPTION_IGNORED_VALUE("epoch", "N", "no program reads the number; a .ckpt keeps its source's")},
+    {OPTION_IGNORED_VALUE("global_step", "N", "no program reads the number; a .ckpt keeps its source's")},
     {0},
 };
 

@@ -66,9 +66,9 @@ int convert_model(const struct command_run *run, const struct convert_options *o
                                     .cast = o->dtype.set,
                                     .dtype = o->dtype.dtype,
                                     .bin = o->bin,
+                                    .no_metadata = o->no_metadata,
                                     .tokenizer_from = o->reference_model,
                                     .step = step};
-    static const struct metadata_item none[1];
     struct model_write_report report = {0};
     struct step s = {.run = run};
     struct model *m = NULL;
@@ -81,8 +81,6 @@ int convert_model(const struct command_run *run, const struct convert_options *o
         goto out;
     if (o->v_parameterization)
         w.prediction = MODEL_V;
-    if (o->no_metadata)
-        w.metadata = none; /* a list of no items, unlike no list */
     w.step_ctx = &s;
     rc = model_write(m, o->out, &w, &report, err);
     seconds = progress_end(s.progress);

@@ -7,8 +7,7 @@
 #include "cmd/merge.h"
 #include "cmd/merge_report.h"
 #include "cmd/progress.h"
-#include "formats/model.h"
-#include "formats/tensor_writer.h"
+#include "formats/model_write.h"
 #include "ref/base/thread.h"
 #include "ref/lora/merge.h"
 
@@ -369,25 +368,23 @@ static int work(void *ctx, size_t index, struct err *err)
 
 /* ---- The file ---- */
 
-/* The source's metadata and a note of what was merged. *items is owned by a, the strings too. */
+/* The source's metadata and a note of what was merged. *items is owned by a, the strings too. v0.3.0 writes no such note. */
 static int make_metadata(const struct into *k, struct arena *a, struct metadata_item **items, size_t *n, struct err *err)
 {
-    const struct tensor_file *f = k->m->file[0];
-    json_t *recipe = merge_recipe(k->job, err);
+    bool keep = !k->job->o->no_metadata && !k->job->run->compat;
+    json_t *recipe = keep ? merge_recipe(k->job, err) : NULL;
     char *text = recipe ? json_dumps(recipe, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-    struct metadata_item *list = arena_alloc(a, (f->metadata_count + 1) * sizeof *list, err);
     char *kept = text ? arena_str(a, text, err) : NULL;
 
     json_decref(recipe);
     free(text);
-    if (!list || !kept)
+    if ((keep && !kept) || model_write_metadata(k->m, keep, a, items, n, err))
         return -1;
-    *n = 0;
-    for (size_t i = 0; i < f->metadata_count; i++)
-        if (strcmp(f->metadata[i].key, "lora_merge_recipe") != 0)
-            list[(*n)++] = f->metadata[i];
-    list[(*n)++] = (struct metadata_item){"lora_merge_recipe", kept};
-    *items = list;
+    for (size_t i = 0; keep && i < *n; i++)
+        if (strcmp((*items)[i].key, "lora_merge_recipe") == 0)
+            (*items)[i--] = (*items)[--*n];
+    if (keep)
+        (*items)[(*n)++] = (struct metadata_item){"lora_merge_recipe", kept};
     return 0;
 }
 
@@ -398,7 +395,7 @@ static int write_file(struct into *k, struct err *err)
     size_t n = 0;
     int rc = -1;
 
-    if (!k->job->o->no_metadata && !k->job->run->compat && make_metadata(k, &a, &items, &n, err))
+    if (make_metadata(k, &a, &items, &n, err))
         goto out;
     if (tensor_writer_open(&k->writer, k->job->o->save_to, NULL, k->spec, k->m->source_count, items, n, err))
         goto out;

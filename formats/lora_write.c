@@ -125,7 +125,7 @@ static int convert(struct job *j, size_t i, size_t first, size_t n, bool *inexac
 /* What a layout says of itself, so it does not travel. */
 static bool own_key(const char *key)
 {
-    static const char *const own[] = {"sshs_", "format", "lora_adapter_metadata", "unet", "text_encoder"};
+    static const char *const own[] = {"sshs_", "ckpt.", "format", "lora_adapter_metadata", "unet", "text_encoder"};
 
     for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
         if (strncmp(key, own[i], strlen(own[i])) == 0)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "formats/model_write_inside.h"
+#include "formats/torch_state.h"
 
 enum { PIECE = 1 << 20 }; /* elements converted at a time */
 
@@ -224,11 +225,32 @@ static int list_ldm(struct model_job *j, struct list *l, struct err *err)
     return 0;
 }
 
+int model_write_metadata(const struct model *m, bool keep, struct arena *arena, struct metadata_item **items, size_t *n,
+                         struct err *err)
+{
+    const struct tensor_file *f = m->file[0];
+    bool torch = !m->folder && f->format != &format_safetensors;
+    size_t count = m->folder ? 0 : f->metadata_count; /* of a folder's parts: says nothing about the whole */
+
+    *n = 0;
+    *items = arena_alloc(arena, (count + 2) * sizeof **items, err);
+    if (!*items)
+        return -1;
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(f->metadata[i].key, TORCH_META_ROOT) == 0 ? torch : keep)
+            (*items)[(*n)++] = f->metadata[i];
+    if (!torch)
+        (*items)[(*n)++] = (struct metadata_item){TORCH_META_ROOT, "state_dict"};
+    return 0;
+}
+
 static int write_single(struct model_job *j, const char *path, struct err *err)
 {
     const struct model *m = j->m;
     bool same = m->layout == j->o->layout && !m->folder;
     struct list l = {mem_zero(m->count + 64, sizeof *l.piece, "a list of tensors", err), 0};
+    struct metadata_item *metadata;
+    size_t n_metadata;
     int rc = -1;
 
     if (!l.piece)
@@ -244,9 +266,9 @@ static int write_single(struct model_job *j, const char *path, struct err *err)
         for (size_t k = 0; k < l.piece[i].count && l.piece[i].from[k]; k++)
             j->total += l.piece[i].from[k]->nbytes;
     if (rc == 0)
-        rc = j->o->metadata ? model_write_pieces(j, path, l.piece, l.n, j->o->metadata, j->o->n_metadata, err)
-                            : model_write_pieces(j, path, l.piece, l.n, m->folder ? NULL : m->file[0]->metadata,
-                                                 m->folder ? 0 : m->file[0]->metadata_count, err);
+        rc = model_write_metadata(m, !j->o->no_metadata, &j->arena, &metadata, &n_metadata, err);
+    if (rc == 0)
+        rc = model_write_pieces(j, path, l.piece, l.n, metadata, n_metadata, err);
     free(l.piece);
     return rc;
 }

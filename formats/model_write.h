@@ -21,8 +21,7 @@ struct model_write_options {
     const char *tokenizer_from;           /* diffusers folder to take tokenizer/ (and scheduler/) from, or NULL: the source
                                              model's own folder when it is one */
     enum model_prediction prediction;     /* UNKNOWN: the source's, else epsilon (SD1) */
-    const struct metadata_item *metadata; /* [n_metadata] for a single file; NULL: the source's */
-    size_t n_metadata;
+    bool no_metadata;                     /* single file: without the source's metadata */
     void (*step)(void *ctx, size_t done_bytes, size_t total_bytes); /* progress, may be NULL */
     void *step_ctx;
 };
@@ -34,6 +33,13 @@ struct model_write_report {
     bool made_last_block;     /* SD2 to LDM: OpenCLIP's unused last block was not in the source and is written as a copy of
                                  the one before, as loaders of the original want it to be there */
 };
+
+/* The metadata of a single file that m is written to, for tensor_writer_open(): the source's (with keep), and always what
+ * .ckpt files have in place of it: the key of the root under which the source's tensors stand, "state_dict" for a source
+ * that is no torch file, and with keep its counters. *items has room for one more item; it and its strings are owned by
+ * arena and m. Returns 0 or -1. */
+int model_write_metadata(const struct model *m, bool keep, struct arena *arena, struct metadata_item **items, size_t *n,
+                         struct err *err);
 
 /* Writes m to path: a file whose suffix names the container (.safetensors, .ckpt), or a folder. report may be NULL. */
 int model_write(const struct model *m, const char *path, const struct model_write_options *o,

@@ -4,6 +4,8 @@
 #include <string.h>
 #include <zlib.h>
 
+#include "formats/torch_state.h"
+
 enum { COPY_BUFFER = 1 << 20 };
 
 static void free_writer(struct tensor_writer *w)
@@ -75,16 +77,24 @@ static int by_key(const void *a, const void *b)
     return strcmp(x->key, y->key);
 }
 
+/* What only torch's files say about themselves: in another format it would be noise. */
+static bool is_torch_only(const char *key)
+{
+    return strcmp(key, TORCH_META_ROOT) == 0 || strcmp(key, TORCH_META_EPOCH) == 0 || strcmp(key, TORCH_META_STEP) == 0;
+}
+
 static int take_metadata(struct tensor_writer *w, const struct metadata_item *metadata, size_t n, struct err *err)
 {
     struct metadata_item *items = arena_alloc(&w->arena, (n ? n : 1) * sizeof *items, err);
+    size_t given = n;
 
     if (!items)
         return -1;
-    if (n) {
-        memcpy(items, metadata, n * sizeof *items);
-        qsort(items, n, sizeof *items, by_key);
-    }
+    n = 0;
+    for (size_t i = 0; i < given; i++)
+        if (w->format == &format_torch_zip || !is_torch_only(metadata[i].key))
+            items[n++] = metadata[i];
+    qsort(items, n, sizeof *items, by_key);
     for (size_t i = 1; i < n; i++)
         if (strcmp(items[i - 1].key, items[i].key) == 0)
             return err_set(err, "cannot write '%s': the metadata has the key '%.200s' twice", w->path, items[i].key);

@@ -13,7 +13,7 @@
 #include "ref/base/dtype.h"
 
 /* Metadata of a file in torch's formats, both read and written: under which key of the root the tensors stand (none: the
- * root itself), and the integers beside them. A safetensors file may carry them without harm. */
+ * root itself), and the integers beside them. Writers of other formats leave them out. */
 #define TORCH_META_ROOT  "ckpt.root_key" /* "state_dict" for a checkpoint that sd-scripts and web UIs expect */
 #define TORCH_META_EPOCH "ckpt.epoch"
 #define TORCH_META_STEP  "ckpt.global_step"

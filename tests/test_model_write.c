@@ -13,6 +13,7 @@
 
 #include "formats/diffusers.h"
 #include "formats/model_write.h"
+#include "formats/torch_state.h"
 #include "tests/lib/names_golden.h"
 #include "tests/lib/scratch.h"
 
@@ -138,6 +139,65 @@ static void test_round_trip(void **state)
     }
 }
 
+/* m's file as path, with this root key (NULL: none) and counters. */
+static void write_torch(const struct model *m, const char *path, const char *root)
+{
+    const struct tensor_file *f = m->file[0];
+    const struct metadata_item items[] = {{TORCH_META_EPOCH, "7"}, {TORCH_META_STEP, "470000"}, {TORCH_META_ROOT, root}};
+    struct tensor_spec *specs = calloc(f->count, sizeof *specs);
+    struct tensor_writer *w;
+    struct err err = {0};
+
+    for (size_t i = 0; i < f->count; i++)
+        specs[i] = (struct tensor_spec){f->entries[i].name, f->entries[i].dtype, f->entries[i].shape};
+    assert_int_equal(tensor_writer_open(&w, path, NULL, specs, f->count, items, root ? 3 : 0, &err), 0);
+    for (size_t i = 0; i < f->count; i++)
+        assert_int_equal(tensor_writer_copy(w, i, f, &f->entries[i], &err), 0);
+    assert_int_equal(tensor_writer_commit(w, &err), 0);
+    free(specs);
+}
+
+static void assert_text(const char *got, const char *want)
+{
+    assert_true(!got == !want);
+    if (want)
+        assert_string_equal(got, want);
+}
+
+/* A .ckpt keeps its source's root key, and with the metadata its counters; a safetensors file gets neither. */
+static void test_torch_root(void **state)
+{
+    static const struct {
+        const char *root, *to;
+        bool no_metadata;
+        const char *want_root, *want_epoch;
+    } cases[] = {{"state_dict", "b.ckpt", false, "state_dict", "7"}, {"state_dict", "b.ckpt", true, "state_dict", NULL},
+                 {"model", "b.ckpt", false, "model", "7"},           {NULL, "b.ckpt", false, NULL, NULL},
+                 {"state_dict", "b.safetensors", false, NULL, NULL}};
+    struct names_golden g = names_golden_read("sd1");
+    char from[256], to[256];
+
+    (void)state;
+    names_golden_write(&g, ldm, NULL);
+    snprintf(from, sizeof from, "%s", scratch_path(folder, "a.ckpt"));
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct model_write_options o = {.layout = MODEL_LDM, .no_metadata = cases[i].no_metadata};
+        struct model *m = open_ok(ldm), *b;
+
+        write_torch(m, from, cases[i].root);
+        model_close(m);
+        snprintf(to, sizeof to, "%s", scratch_path(folder, cases[i].to));
+        m = open_ok(from);
+        write_ok(m, to, &o, NULL);
+        b = open_ok(to);
+        assert_text(tensor_file_metadata(b->file[0], TORCH_META_ROOT), cases[i].want_root);
+        assert_text(tensor_file_metadata(b->file[0], TORCH_META_EPOCH), cases[i].want_epoch);
+        assert_text(tensor_file_metadata(b->file[0], TORCH_META_STEP), cases[i].want_epoch ? "470000" : NULL);
+        model_close(m), model_close(b);
+    }
+    free(g.line);
+}
+
 static void test_cast(void **state)
 {
     struct names_golden g = names_golden_read("sd2");
@@ -208,7 +268,8 @@ static void test_config(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_cast), cmocka_unit_test(test_config)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_cast), cmocka_unit_test(test_torch_root),
+                                       cmocka_unit_test(test_config)};
     int rc;
 
     folder = scratch_new();
