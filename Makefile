@@ -36,10 +36,17 @@ TEST_HELP_OBJ := $(TEST_HELP_SRC:%.c=$(OUT)/%.o)
 CMD_LIB_OBJ := $(filter-out $(OUT)/cmd/main.o,$(CMD_OBJ))
 TEST_BIN := $(TEST_SRC:tests/%.c=$(OUT)/tests/%)
 FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(OUT)/tests/%)
+# Plug-ins: shared libraries that a device name opens (offload/offload.h). They carry what they use of ref/base themselves.
+PLUGIN_DIR := $(dir $(BIN))plugins
+PLUGIN_BASE := $(patsubst %,$(OUT)/pic/ref/base/%.o,dtype err mem tensor)
+ifeq ($(HAVE_DNNL),yes)
+PLUGINS += $(PLUGIN_DIR)/lora-dnnl.so
+endif
+PLUGIN_DNNL_OBJ := $(patsubst %.c,$(OUT)/pic/%.o,$(sort $(wildcard offload/dnnl/*.c)))
 BENCH_BIN := $(patsubst %.c,$(OUT)/%,$(sort $(wildcard tests/bench/bench_*.c)))
 
 ## all: build/lora and liblora.a
-all: $(BIN) $(LIB)
+all: $(BIN) $(LIB) $(PLUGINS)
 
 # A changed configure is run again the way it was run before.
 config.mak: configure
@@ -57,6 +64,14 @@ tests-config:
 $(OUT)/%.o: %.c Makefile config.mak
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -c -o $@ $<
+
+$(OUT)/pic/%.o: %.c Makefile config.mak
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -fPIC -c -o $@ $<
+
+$(PLUGIN_DIR)/lora-dnnl.so: $(PLUGIN_DNNL_OBJ) $(PLUGIN_BASE)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_$(FLAVOUR)) -shared -fopenmp -o $@ $^ -ldnnl $(LDFLAGS)
 
 # A data file becomes a C array: portable, no linker tricks.
 $(OUT)/%.c: %.bin
@@ -92,7 +107,7 @@ $(OUT)/tests/bench/bench_%: $(OUT)/tests/bench/bench_%.o $(CMD_LIB_OBJ) $(LIB)
 bench: $(BENCH_BIN) $(BIN)
 	@for b in $(BENCH_BIN); do $$b || exit 1; done
 
-tests: $(TEST_BIN) $(FUZZ_BIN) $(BIN) $(OUT)/tests/demo/demo
+tests: $(TEST_BIN) $(FUZZ_BIN) $(BIN) $(PLUGINS) $(OUT)/tests/demo/demo
 
 ## check: every test: units, command lines, corpus, faults (installs what tests need)
 check: $(TESTS_CONFIG)
@@ -137,6 +152,7 @@ install: $(BIN)
 	  $(TO)/share/fish/vendor_completions.d $(TO)/share/doc/lora
 	install -m 755 $(BIN) $(TO)/bin/lora
 	install -m 644 README.md LICENSE $(TO)/share/doc/lora
+	for p in $(PLUGINS); do install -d $(TO)/lib/lora && install -m 755 $$p $(TO)/lib/lora || exit 1; done
 	$(BIN) man > $(TO)/share/man/man1/lora.1
 	$(BIN) help --as names | while read -r name others; do \
 	  $(BIN) man $$name > $(TO)/share/man/man1/lora-$$name.1 || exit 1; \
@@ -151,7 +167,7 @@ uninstall: $(BIN)
 	  rm -f $(TO)/share/man/man1/lora-$$name.1; for other in $$others; do rm -f $(TO)/bin/$$other; done; done
 	rm -f $(TO)/bin/lora $(TO)/share/man/man1/lora.1 $(TO)/share/bash-completion/completions/lora \
 	  $(TO)/share/zsh/site-functions/_lora $(TO)/share/fish/vendor_completions.d/lora.fish
-	rm -rf $(TO)/share/doc/lora
+	rm -rf $(TO)/share/doc/lora $(TO)/lib/lora
 
 ## clean: remove build/
 clean:
@@ -161,4 +177,4 @@ clean:
 distclean: clean
 	rm -f config.mak config.log
 
--include $(LIB_OBJ:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d) $(OUT)/tests/demo/demo.d $(OUT)/tests/demo/pair.d
+-include $(LIB_OBJ:.o=.d) $(PLUGIN_DNNL_OBJ:.o=.d) $(PLUGIN_BASE:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d) $(OUT)/tests/demo/demo.d $(OUT)/tests/demo/pair.d

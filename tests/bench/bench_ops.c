@@ -1,6 +1,6 @@
 /* How fast the operations run on the shapes of SD1.5's U-Net and VAE.
  *
- * usage: bench_ops [--threads N] [--runs N] [--cpu yes] [NAME-PART ...]      e.g. bench_ops conv3x3 backward
+ * usage: bench_ops [--threads N] [--runs N] [--cpu yes] [--device NAME] [NAME-PART ...]      e.g. bench_ops conv3x3 backward
  *
  * --cpu yes counts processor time instead of the clock's: for one thread on a machine that is not idle.
  * Best of N runs (default 5); GFLOP/s counts the operation's own flops (a convolution's by its definition, whatever the
@@ -11,7 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "offload/offload.h"
 #include "ref/base/mem.h"
 #include "ref/base/thread.h"
 #include "ref/op/ops.h"
@@ -215,26 +217,33 @@ int main(int argc, char **argv)
 {
     size_t runs = 5;
     int threads = 0, first = 1;
-    struct ops ops;
+    const char *device = "cpu";
+    struct offload o;
+    struct err err = {0};
 
     for (; first + 1 < argc && strncmp(argv[first], "--", 2) == 0; first += 2)
         if (strcmp(argv[first], "--threads") == 0)
             threads = atoi(argv[first + 1]);
         else if (strcmp(argv[first], "--runs") == 0)
             runs = (size_t)atol(argv[first + 1]);
+        else if (strcmp(argv[first], "--device") == 0)
+            device = argv[first + 1];
         else if (strcmp(argv[first], "--cpu") == 0)
             watch = CLOCK_PROCESS_CPUTIME_ID;
         else
-            return fprintf(stderr, "usage: bench_ops [--threads N] [--runs N] [--cpu yes] [NAME-PART ...]\n"), 2;
+            return fprintf(stderr, "usage: bench_ops [--threads N] [--runs N] [--cpu yes] [--device NAME] [NAME-PART ...]\n"), 2;
     thread_init(threads);
-    ops_ref(&ops);
+    if (offload_open(&o, device, access("build/plugins", X_OK) == 0 ? "build/plugins" : NULL, &err) < 0)
+        return fprintf(stderr, "bench_ops: %s\n", err.msg), 1;
+    printf("%s, %s, %d threads\n", o.info.text, dtype_name(o.info.arithmetic), thread_count());
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         bool wanted = first == argc;
 
         for (int a = first; a < argc; a++)
             wanted |= strstr(rows[i].name, argv[a]) != NULL;
         if (wanted)
-            bench(&rows[i], &ops, runs);
+            bench(&rows[i], &o.ops, runs);
     }
+    offload_close(&o);
     return 0;
 }

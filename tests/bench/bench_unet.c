@@ -1,5 +1,6 @@
 /* usage: bench_unet MODEL unet|te|encode|decode [--batch N] [--size PIXELS] [--runs N] [--threads N] [--profile] [--no-fuse]
  *                   [--train RANK | --lora RANK] [--checkpoint] [--in FILE.safetensors] [--out FILE.safetensors]
+ *                   [--device NAME]
  *
  * Runs one part of a full model: prints the forecast, seconds of each run, and the process's peak memory. With --in, inputs
  * are read from a file by name (latents, timestep, context, ids, pictures; channels last), else they are a fixed pattern;
@@ -11,9 +12,11 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cmd/model_weights.h"
 #include "formats/tensor_writer.h"
+#include "offload/offload.h"
 #include "ref/base/thread.h"
 #include "ref/graph/profile.h"
 #include "ref/graph/run.h"
@@ -23,7 +26,7 @@
 #include "ref/model/vae.h"
 
 struct bench {
-    const char *model, *part, *in, *out;
+    const char *model, *part, *in, *out, *device;
     size_t batch, size, runs, rank;
     int threads;
     bool profile, plain, checkpoint, train;
@@ -58,7 +61,7 @@ static double processor(void)
 static int usage(void)
 {
     fputs("usage: bench_unet MODEL unet|te|encode|decode [--batch N] [--size PIXELS] [--runs N] [--threads N] [--profile]\n"
-          "                  [--no-fuse] [--train RANK | --lora RANK] [--checkpoint] [--in FILE] [--out FILE]\n", stderr);
+          "                  [--no-fuse] [--train RANK | --lora RANK] [--checkpoint] [--in FILE] [--out FILE] [--device NAME]\n", stderr);
     return 2;
 }
 
@@ -92,6 +95,8 @@ static bool parse(struct bench *b, int argc, char **argv)
             b->train = true, b->rank = (size_t)atol(v);
         else if (strcmp(a, "--lora") == 0)
             b->rank = (size_t)atol(v);
+        else if (strcmp(a, "--device") == 0)
+            b->device = v;
         else if (strcmp(a, "--in") == 0)
             b->in = v;
         else if (strcmp(a, "--out") == 0)
@@ -234,17 +239,20 @@ static int work(struct bench *b, struct err *err)
     struct tensor_file *f = NULL;
     struct profile *profile = NULL;
     struct rusage usage_now;
-    struct ops ops;
+    struct offload device; /* open until the process ends */
     size_t owned, mapped;
     double start = now(), cpu;
 
-    ops_ref(&ops);
+    if (offload_open(&device, b->device ? b->device : "cpu", access("build/plugins", X_OK) == 0 ? "build/plugins" : NULL,
+                     err) < 0)
+        return -1;
+    printf("%s, %s\n", device.info.text, dtype_name(device.info.arithmetic));
     if (model_open(&b->m, b->model, err) < 0 || model_weights_open(&b->source, b->m, true, err) < 0 ||
         weights_new(&b->w, model_weights_source(b->source), err) < 0 || (b->in && tensor_file_open(&f, b->in, err) < 0))
         return -1;
     b->g = graph_new(err);
     b->layers = (struct layers){.g = b->g, .w = b->w};
-    if (!b->g || build(b, err) < 0 || run_new(&b->run, b->g, &ops, err) < 0)
+    if (!b->g || build(b, err) < 0 || run_new(&b->run, b->g, &device.ops, err) < 0)
         return -1;
     weights_bytes(b->w, &owned, &mapped);
     printf("%zu nodes; forecast: %.0f MiB activations (%.0f alive at most), %.0f MiB weights in memory, %.0f MiB mapped\n",
