@@ -341,19 +341,29 @@ static int one_file(const struct command_run *r, const struct info_options *o, s
         return -1;
     if (json_is_false(json_object_get(json_object_get(info, "hashes"), "sshs_model_hash_checked")))
         snprintf(wrong, 512, "%.400s", o->files.item[i]);
-    if (r->json)
-        return json_array_append_new(all, info);
-    if (i)
-        putchar('\n');
-    info_print(info, o, stdout);
-    json_decref(info);
-    return 0;
+    if (!r->json) {
+        if (json_array_size(all) > 0)
+            putchar('\n');
+        info_print(info, o, stdout);
+    }
+    return json_array_append_new(all, info) ? err_memory(err, 0, "the list of files") : 0;
+}
+
+/* The first failure goes to main(), which says it last; later ones are said at once. */
+static void keep_first(const struct command_run *r, struct err *err, size_t *failed, const struct err *one)
+{
+    if ((*failed)++ == 0)
+        *err = *one;
+    else
+        command_warn(r, "%s", one->msg);
 }
 
 static int run(const struct command_run *r, void *options, struct err *err)
 {
     const struct info_options *o = options;
     json_t *all;
+    struct err one = {0};
+    size_t failed = 0;
     char wrong[512] = "";
 
     if (o->tokens)
@@ -362,20 +372,20 @@ static int run(const struct command_run *r, void *options, struct err *err)
         return err_usage(err, "'lora info' needs a FILE; see 'lora info --help'");
     all = json_array();
     for (size_t i = 0; i < o->files.count; i++)
-        if (one_file(r, o, i, all, wrong, err)) {
-            json_decref(all);
-            return -1;
-        }
-    if (!r->json)
+        if (one_file(r, o, i, all, wrong, &one))
+            keep_first(r, err, &failed, &one);
+    if (!r->json || (failed && failed == o->files.count))
         json_decref(all);
-    else if (command_print_json(all, err))
-        return -1;
-    if (wrong[0])
-        return err_set(err,
-                       "'%s': sshs_model_hash in the metadata is not the hash of the data; the tensors were changed after it "
-                       "was written, or the file is damaged: compare it with its source",
-                       wrong);
-    return 0;
+    else if (command_print_json(all, &one))
+        keep_first(r, err, &failed, &one);
+    if (wrong[0]) {
+        err_set(&one,
+                "'%s': sshs_model_hash in the metadata is not the hash of the data; the tensors were changed after it was "
+                "written, or the file is damaged: compare it with its source",
+                wrong);
+        keep_first(r, err, &failed, &one);
+    }
+    return failed ? -1 : 0;
 }
 
 static const struct option_row rows[] = {
@@ -403,7 +413,7 @@ const struct command command_info = {
     .name = "info",
     .summary = "say what a file is: kind, layout, ranks, norms, metadata, hashes",
     .description = "Works on every file the other commands read, and names what they do not. Without --norms and --hash only "
-                   "headers are read.",
+                   "headers are read. A file that cannot be read does not stop the rest.",
     .options = rows,
     .options_size = sizeof(struct info_options),
     .examples = examples,
