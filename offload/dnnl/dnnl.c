@@ -1,9 +1,9 @@
 /* Plug-in "dnnl": matrix products and convolutions by oneDNN, in bf16 (products of bf16, sums in f32) or f32.
  *
- * It takes linear (forward, and the gradient of x) and conv2d (forward) with at least LEAST channels on both sides; a LoRA
- * folded into the weight and gradients of weights go to ref. So do 3x3 convolutions without stride: ref's Winograd in f32 is
- * faster than oneDNN's direct bf16 (28 against 33 ms at 64x64x320, one thread) and exact; and the first and the last convolution
- * of a model, whose 3 or 4 channels carry the picture itself.
+ * It takes linear (forward, and the gradient of x) and conv2d (forward) with at least LEAST channels on both sides. To ref go:
+ * a LoRA folded into the weight; gradients of weights; 3x3 convolutions without stride, where ref's Winograd in f32 is faster
+ * than oneDNN's direct bf16 (28 against 33 ms at 64x64x320, one thread) and closer; the first and the last convolution of a
+ * model, whose 3 or 4 channels carry the picture itself.
  *
  * Nothing is kept between calls but oneDNN's own cache of generated code: a weight is converted and laid out for every call in
  * the caller's scratch, so no second copy of the model exists. How work is divided is oneDNN's affair: the last bits may depend
