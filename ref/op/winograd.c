@@ -22,12 +22,18 @@ struct work {
     size_t most, out, in;       /* windows of a block, channels of a panel */
     size_t first, count;        /* the block's windows */
     float *v, *own;             /* v [36, most, c]: the input transformed; then each thread's floats: */
-    size_t lines, u, m;         /* [27, CHUNK or panel]: rows on their way, weights [36, out x in], products [36, most, out] */
+    size_t lines, u, m;         /* rows on their way: [36, CHUNK] of input, [9 + 18, panel] of weights, [16 + 24, out] of
+                                 * output; then weights [36, out x in] and products [36, most, out] */
 };
 
 static size_t least(size_t a, size_t b)
 {
     return a < b ? a : b;
+}
+
+static size_t most_of(size_t a, size_t b)
+{
+    return a > b ? a : b;
 }
 
 static size_t whole(size_t n)
@@ -53,8 +59,8 @@ static struct work describe(const struct winograd *g)
     k.most = piece(k.tiles, most);
     k.out = piece(g->oc, k.tiles > FEW_TILES ? PANEL_OUT : FEW_OUT);
     k.in = piece(g->c, PANEL_IN);
-    longest = k.in > k.out ? k.in : k.out;
-    k.lines = 3 * TAPS * whole(longest > CHUNK ? longest : CHUNK);
+    longest = most_of(k.in, k.out);
+    k.lines = most_of(WINDOW * WINDOW * CHUNK, most_of(3 * TAPS * whole(longest), (EDGE + WINDOW) * EDGE * whole(k.out)));
     k.u = POINTS * whole(k.in * k.out);
     k.m = POINTS * whole(k.most * k.out);
     k.own = k.v ? k.v + POINTS * whole(k.most * g->c) : NULL;
