@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ref/base/mem.h"
@@ -34,7 +35,7 @@ enum {
 /* ---- Temporary files that a signal must remove. A node is taken and given back without locks, because the handler can
  * interrupt any instruction; nodes are never freed, so the handler can always walk the list. */
 
-enum { TEMP_FREE, TEMP_BUSY, TEMP_LIVE };
+enum { TEMP_FREE, TEMP_BUSY, TEMP_OPENING, TEMP_LIVE };
 
 struct temp {
     struct temp *next;
@@ -74,9 +75,15 @@ static void on_signal(int sig)
     int saved = errno;
 
     atomic_store(&dying, true);
-    for (struct temp *t = atomic_load(&temps); t; t = t->next)
-        if (atomic_load(&t->state) == TEMP_LIVE)
+    for (struct temp *t = atomic_load(&temps); t; t = t->next) {
+        const struct timespec moment = {.tv_nsec = 1000000};
+
+        /* Another thread may be inside open(): it needs microseconds. Where this thread itself was, it never goes on. */
+        for (int i = 0; i < 10 && atomic_load(&t->state) == TEMP_OPENING; i++)
+            nanosleep(&moment, NULL);
+        if (atomic_load(&t->state) >= TEMP_OPENING)
             unlink(t->path);
+    }
     signal(sig, SIG_DFL);
     raise(sig); /* blocked until this handler returns */
     errno = saved;
@@ -246,6 +253,7 @@ static int create_temp(struct output *o, mode_t mode, struct err *err)
 
         if (n < 0 || (size_t)n >= sizeof t->path)
             return fail(err, o->shown, ENAMETOOLONG, 0);
+        atomic_store(&t->state, TEMP_OPENING); /* from here on the handler removes it, were it there already or not */
         o->fd = open(t->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, mode ? 0600 : 0666);
         if (o->fd >= 0) {
             atomic_store(&t->state, TEMP_LIVE);
@@ -253,6 +261,7 @@ static int create_temp(struct output *o, mode_t mode, struct err *err)
                 (void)!fchmod(o->fd, mode); /* some file systems have no modes; never wider than the old file's */
             return 0;
         }
+        atomic_store(&t->state, TEMP_BUSY);
         if (errno != EEXIST)
             break;
     }
