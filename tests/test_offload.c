@@ -18,7 +18,7 @@
 
 #ifdef __SANITIZE_ADDRESS__
 /* The leak detector of GCC 12 crashes on the thread-local data of libraries that were opened while threads ran. */
-int __lsan_is_turned_off(void);
+__attribute__((visibility("default"))) int __lsan_is_turned_off(void);
 int __lsan_is_turned_off(void)
 {
     return 1;
