@@ -7,7 +7,6 @@
 
 #include "cmd/command.h"
 #include "formats/hash.h"
-#include "formats/tokenizer.h"
 #include "ref/base/thread.h"
 
 static bool exists_in(const char *folder, const char *name)
@@ -308,23 +307,6 @@ bad:
     return NULL;
 }
 
-static int print_tokens(const char *text, struct err *err)
-{
-    struct tokenizer *t = NULL;
-    struct token_list ids = {0};
-    int rc = tokenizer_open(&t, err) || tokenizer_encode(t, text, strlen(text), &ids, err) ? -1 : 0;
-
-    if (rc == 0) {
-        printf("[%d", TOKEN_BEGIN);
-        for (size_t i = 0; i < ids.count; i++)
-            printf(", %d", (int)ids.id[i]);
-        printf(", %d]\n", TOKEN_END);
-    }
-    free(ids.id);
-    tokenizer_close(t);
-    return rc;
-}
-
 static int one_file(const struct command_run *r, const struct info_options *o, size_t i, json_t *all, char wrong[512],
                     struct err *err)
 {
@@ -367,7 +349,7 @@ static int run(const struct command_run *r, void *options, struct err *err)
     char wrong[512] = "";
 
     if (o->tokens)
-        return print_tokens(o->tokens, err);
+        return info_tokens(o->tokens, stdin, err);
     if (o->files.count == 0)
         return err_usage(err, "'lora info' needs a FILE; see 'lora info --help'");
     all = json_array();
@@ -397,7 +379,8 @@ static const struct option_row rows[] = {
     {OPTION(struct info_options, hash), .help = "SHA-256 hashes, checked against the metadata; reads the file"},
     {OPTION(struct info_options, metadata), .help = "all metadata, uncut"},
     {OPTION(struct info_options, tokens), .arg = "TEXT",
-     .help = "print CLIP's token ids of a text, begin and end marker included, as a JSON list, and stop"},
+     .help = "print CLIP's token ids of a text, begin and end marker included, as a JSON list, and stop; with -, of each line "
+             "of standard input"},
     {0},
 };
 

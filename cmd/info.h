@@ -38,6 +38,10 @@ json_t *info_to_json(const struct info_subject *s, const struct info_options *o,
  * of the data. NULL with err filled. */
 json_t *info_norms(const struct info_subject *s, struct err *err);
 
+/* info_tokens.c: prints the token ids of text, begin and end marker included, as one JSON list; of "-": of each line of `in`,
+ * a list a line. */
+int info_tokens(const char *text, FILE *in, struct err *err);
+
 /* info_text.c: prints the object for a person. */
 void info_print(const json_t *info, const struct info_options *o, FILE *out);
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """usage: make_tokenizer.py data BPE_VOCAB.txt.gz OUT.bin    the merge table that the program carries
        make_tokenizer.py cases BPE_VOCAB.txt.gz OUT.json   captions and their ids by transformers' CLIPTokenizer
-       make_tokenizer.py fuzz BPE_VOCAB.txt.gz PROGRAM     a million random strings through both (PROGRAM: 'lora info --tokens -')
+       make_tokenizer.py fuzz BPE_VOCAB.txt.gz PROGRAM     100,000 random strings through both (PROGRAM: 'lora info --tokens -')
 
 BPE_VOCAB is bpe_simple_vocab_16e6.txt.gz of OpenAI's CLIP (MIT), as the package open_clip_torch carries it.
 """
@@ -78,7 +78,7 @@ def fuzz(path, program):
         got = subprocess.run(program.split(), input="\n".join(texts), capture_output=True, text=True).stdout.strip().split("\n")
         assert len(got) == len(texts), (len(got), len(texts))
         for t, g in zip(texts, got):
-            want, n = tok(t, add_special_tokens=False)["input_ids"], n + 1
+            want, n = [49406, *tok(t, add_special_tokens=False)["input_ids"], 49407], n + 1
             if want != json.loads(g):
                 bad += 1
                 if bad < 20:
