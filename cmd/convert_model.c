@@ -45,7 +45,8 @@ static void tell(const struct command_run *run, const struct convert_options *o,
         command_note(run, "%zu tensors of the source have no place in this layout (EMA copies and the like) and are left out",
                      report->left_out);
     if (!report->tokenizer)
-        command_note(run, "the folder has no tokenizer: the source has none; give --reference_model DIR to copy one");
+        command_note(run, "the folder has no tokenizer: the source has none, and its text encoder does not have CLIP's "
+                          "49,408 tokens; give --reference_model DIR to copy one");
     if (report->made_last_block)
         command_note(run,
                      "the text encoder's last block, which Stable Diffusion 2 does not use, is written as a copy of the one "

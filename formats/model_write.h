@@ -29,7 +29,7 @@ struct model_write_options {
 struct model_write_report {
     size_t tensors, left_out; /* written; MODEL_OTHER tensors without a place in the target */
     bool guessed_prediction;  /* a folder for an SD2 model was written as epsilon because nothing said which it is */
-    bool tokenizer;           /* a tokenizer was copied into the folder (true for single files, which have none) */
+    bool tokenizer;           /* a tokenizer was copied or written into the folder (true for single files, which have none) */
     bool made_last_block;     /* SD2 to LDM: OpenCLIP's unused last block was not in the source and is written as a copy of
                                  the one before, as loaders of the original want it to be there */
 };

@@ -7,6 +7,7 @@
 
 #include "formats/diffusers.h"
 #include "formats/model_write_inside.h"
+#include "formats/tokenizer.h"
 
 static const struct {
     enum model_part part;
@@ -67,10 +68,11 @@ static const char *source_folder(const struct model_job *j)
     return j->o->tokenizer_from ? j->o->tokenizer_from : j->m->folder ? j->m->path : NULL;
 }
 
-/* All files of tokenizer/, as they are. */
+/* All files of tokenizer/, as they are; without them our own, when the text encoder knows CLIP's tokens. */
 static int copy_tokenizer(struct model_job *j, const char *path, struct err *err)
 {
     const char *from = source_folder(j), *to = arena_printf(&j->arena, err, "%s/tokenizer", path);
+    const struct model_tensor *embedding;
     struct dirent *e;
     DIR *d;
     int rc = 0;
@@ -86,7 +88,13 @@ static int copy_tokenizer(struct model_job *j, const char *path, struct err *err
         }
     if (d)
         closedir(d);
-    return rc < 0 ? -1 : 0;
+    if (rc < 0 || j->report->tokenizer)
+        return rc < 0 ? -1 : 0;
+    embedding = model_find(j->m, MODEL_TEXT_ENCODER, "text_model.embeddings.token_embedding.weight");
+    if (!embedding || embedding->shape.dim[0] != TOKEN_COUNT)
+        return 0;
+    j->report->tokenizer = true;
+    return tokenizer_write(to, j->m->arch == MODEL_SD2, err);
 }
 
 /* Dimensions of proj_in and proj_out in the folder: a folder's own config goes with its own shapes. */

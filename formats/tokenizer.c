@@ -1,12 +1,14 @@
 #include "formats/tokenizer.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
+#include <jansson.h>
 #include <pcre2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>
 
+#include "formats/output.h"
 #include "ref/base/mem.h"
 
 /* Made by the build from clip_merges.bin: 256 bytes in token order, then u16 pairs. */
@@ -308,4 +310,92 @@ const char *tokenizer_text(const struct tokenizer *t, int32_t id, char *buf, siz
     }
     buf[at] = 0;
     return buf;
+}
+
+/* ---- The files that transformers reads ---- */
+
+enum {
+    PRINTABLE = 188, /* tokens below it are bytes that are characters of Latin-1; the rest stand as U+0100 and up */
+    SPELLING = 512,  /* bytes that hold any token as text: 2 a byte of it, and "</w>" */
+};
+
+/* Appends the text of a token to s; a merge always points to smaller tokens, so this ends. */
+static size_t spell(char *s, size_t at, uint32_t token)
+{
+    if (token >= FIRST_MERGE) {
+        at = spell(s, at, merge_side(token - FIRST_MERGE, 0));
+        return spell(s, at, merge_side(token - FIRST_MERGE, 1));
+    }
+    if (at + 8 < SPELLING) {
+        uint32_t i = token % BYTES;
+
+        at += (size_t)utf8proc_encode_char(i < PRINTABLE ? clip_merges[i] : (utf8proc_int32_t)(BYTES + i - PRINTABLE),
+                                           (utf8proc_uint8_t *)s + at);
+        if (token >= BYTES) {
+            memcpy(s + at, "</w>", 4);
+            at += 4;
+        }
+    }
+    return at;
+}
+
+static int write_vocab(const char *path, struct err *err)
+{
+    json_t *all = json_object();
+    char s[SPELLING], *text;
+    int rc = 0;
+
+    for (uint32_t i = 0; i < TOKEN_BEGIN && rc == 0; i++)
+        rc = (s[spell(s, 0, i)] = 0, json_object_set_new(all, s, json_integer(i)));
+    rc = rc || json_object_set_new(all, "<|startoftext|>", json_integer(TOKEN_BEGIN)) ||
+         json_object_set_new(all, "<|endoftext|>", json_integer(TOKEN_END));
+    text = rc ? NULL : json_dumps(all, JSON_COMPACT);
+    rc = text ? output_text(path, text, err) : err_memory(err, 1 << 20, "the tokenizer's vocabulary");
+    json_decref(all);
+    free(text);
+    return rc;
+}
+
+static int write_merges(const char *path, struct err *err)
+{
+    static const char head[] = "#version: 0.2\n";
+    uint32_t count = (uint32_t)((clip_merges_size - BYTES) / 4);
+    char *text = mem_new(sizeof head + (size_t)count * (2 * SPELLING + 2), "the tokenizer's merges", err);
+    size_t at = sizeof head - 1;
+    int rc;
+
+    if (!text)
+        return -1;
+    memcpy(text, head, at);
+    for (uint32_t i = 0; i < count; i++) {
+        at += spell(text + at, 0, merge_side(i, 0));
+        text[at++] = ' ';
+        at += spell(text + at, 0, merge_side(i, 1));
+        text[at++] = '\n';
+    }
+    rc = output_bytes(path, text, at, err);
+    free(text);
+    return rc;
+}
+
+int tokenizer_write(const char *folder, bool sd2, struct err *err)
+{
+    static const char special[] = "{\n  \"bos_token\": \"<|startoftext|>\",\n  \"eos_token\": \"<|endoftext|>\",\n"
+                                  "  \"pad_token\": \"%s\",\n  \"unk_token\": \"<|endoftext|>\"%s\n}\n";
+    static const char more[] = ",\n  \"add_prefix_space\": false,\n  \"do_lower_case\": true,\n  \"errors\": \"replace\",\n"
+                               "  \"model_max_length\": 77,\n  \"tokenizer_class\": \"CLIPTokenizer\"";
+    static const char *const names[] = {"vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"};
+    char path[4096], text[1024];
+
+    for (int i = 0; i < 4; i++) {
+        int rc;
+
+        if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, names[i]) >= sizeof path)
+            return err_set(err, "cannot write '%s/%s': the path is too long", folder, names[i]);
+        snprintf(text, sizeof text, special, sd2 ? "!" : "<|endoftext|>", i == 2 ? more : "");
+        rc = i == 0 ? write_vocab(path, err) : i == 1 ? write_merges(path, err) : output_text(path, text, err);
+        if (rc != 0)
+            return -1;
+    }
+    return 0;
 }

@@ -7,6 +7,7 @@
 #ifndef FORMATS_TOKENIZER_H
 #define FORMATS_TOKENIZER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -39,5 +40,9 @@ int tokenizer_encode(struct tokenizer *t, const char *text, size_t n, struct tok
 /* Writes the bytes of one token, NUL-terminated, to buf (cut if it does not fit; 80 bytes hold any token); a token that ends
  * a word has a blank after it. Returns buf. For people: the bytes of one token need not be UTF-8. */
 const char *tokenizer_text(const struct tokenizer *t, int32_t id, char *buf, size_t size);
+
+/* Writes the tokenizer as transformers' CLIPTokenizer reads it into `folder` (made if missing): vocab.json, merges.txt,
+ * tokenizer_config.json, special_tokens_map.json. sd2: padding is "!". Returns 0 or -1. */
+int tokenizer_write(const char *folder, bool sd2, struct err *err);
 
 #endif

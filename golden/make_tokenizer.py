@@ -2,6 +2,7 @@
 """usage: make_tokenizer.py data BPE_VOCAB.txt.gz OUT.bin    the merge table that the program carries
        make_tokenizer.py cases BPE_VOCAB.txt.gz OUT.json   captions and their ids by transformers' CLIPTokenizer
        make_tokenizer.py fuzz BPE_VOCAB.txt.gz PROGRAM     100,000 random strings through both (PROGRAM: 'lora info --tokens -')
+       make_tokenizer.py files BPE_VOCAB.txt.gz OUT.txt    CRC-32 of the lists that vocab.json and merges.txt hold
 
 BPE_VOCAB is bpe_simple_vocab_16e6.txt.gz of OpenAI's CLIP (MIT), as the package open_clip_torch carries it.
 """
@@ -61,6 +62,14 @@ def cases(path, out):
         f.write("\n")
 
 
+def files(path, out):
+    import zlib
+    _, vocab, merges = load(path)
+    with open(out, "w", encoding="ascii") as f:
+        f.write("%08x %08x\n" % (zlib.crc32("".join(v + "\n" for v in vocab).encode()),
+                                 zlib.crc32("".join(a + " " + b + "\n" for a, b in merges).encode())))
+
+
 def fuzz(path, program):
     import random
     import subprocess
@@ -87,4 +96,4 @@ def fuzz(path, program):
 
 
 if __name__ == "__main__":
-    {"data": data, "cases": cases, "fuzz": fuzz}[sys.argv[1]](*sys.argv[2:])
+    {"data": data, "cases": cases, "files": files, "fuzz": fuzz}[sys.argv[1]](*sys.argv[2:])

@@ -6,10 +6,13 @@
 #include <cmocka.h>
 
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
 
 #include "formats/tokenizer.h"
+#include "tests/lib/scratch.h"
 
 static struct tokenizer *tok;
 
@@ -90,12 +93,57 @@ static void test_text(void **state)
     free(ids.id);
 }
 
+/* The lists in vocab.json (by id) and merges.txt are those of the oracle. */
+static void test_files(void **state)
+{
+    static const char *by_id[TOKEN_COUNT];
+    const char *folder = scratch_new();
+    FILE *in = fopen("golden/tokenizer_files.txt", "r");
+    unsigned want_vocab, want_merges;
+    uLong vocab = 0, merges = 0;
+    struct err err = {0};
+    const char *name;
+    char line[1024];
+    json_t *all, *id;
+
+    (void)state;
+    assert_non_null(in);
+    assert_int_equal(fscanf(in, "%8x %8x", &want_vocab, &want_merges), 2);
+    fclose(in);
+    assert_int_equal(tokenizer_write(folder, true, &err), 0);
+    all = json_load_file(scratch_path(folder, "vocab.json"), 0, NULL);
+    assert_int_equal(json_object_size(all), TOKEN_COUNT);
+    json_object_foreach(all, name, id)
+    {
+        assert_in_range(json_integer_value(id), 0, TOKEN_COUNT - 1);
+        by_id[json_integer_value(id)] = name;
+    }
+    for (size_t i = 0; i < TOKEN_COUNT; i++) {
+        assert_non_null(by_id[i]);
+        vocab = crc32(crc32(vocab, (const Bytef *)by_id[i], (uInt)strlen(by_id[i])), (const Bytef *)"\n", 1);
+    }
+    assert_int_equal(vocab, want_vocab);
+    json_decref(all);
+    in = fopen(scratch_path(folder, "merges.txt"), "r");
+    assert_non_null(in);
+    assert_string_equal(fgets(line, sizeof line, in), "#version: 0.2\n");
+    while (fgets(line, sizeof line, in))
+        merges = crc32(merges, (const Bytef *)line, (uInt)strlen(line));
+    fclose(in);
+    assert_int_equal(merges, want_merges);
+    all = json_load_file(scratch_path(folder, "special_tokens_map.json"), 0, NULL);
+    assert_string_equal(json_string_value(json_object_get(all, "pad_token")), "!");
+    json_decref(all);
+    scratch_remove(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cases),
         cmocka_unit_test(test_malformed),
         cmocka_unit_test(test_text),
+        cmocka_unit_test(test_files),
     };
     struct err err = {0};
     int failed;
