@@ -1,6 +1,7 @@
 #include "ref/graph/run.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "ref/base/thread.h"
@@ -53,6 +54,40 @@ void *run_data(struct run *r, int value)
     if (v->source)
         return v->source->data;
     return r->plan->offset[value] == PLAN_NOWHERE ? NULL : r->arena + r->plan->offset[value];
+}
+
+/* Where the value is and how long, or NULL with err filled. */
+static char *place(struct run *r, int value, size_t *bytes, struct err *err)
+{
+    const struct graph_value *v = &r->g->values[value];
+    char *data = run_data(r, value);
+
+    if (data && shape_nbytes(&v->shape, v->dtype, bytes))
+        return data;
+    err_set(err, "'%s' has no place: nothing makes or reads it", v->name);
+    return NULL;
+}
+
+int run_write(struct run *r, int value, const void *src, struct err *err)
+{
+    size_t bytes;
+    char *dst = place(r, value, &bytes, err);
+
+    if (!dst)
+        return -1;
+    memcpy(dst, src, bytes);
+    return 0;
+}
+
+int run_read(struct run *r, int value, void *dst, struct err *err)
+{
+    size_t bytes;
+    const char *src = place(r, value, &bytes, err);
+
+    if (!src)
+        return -1;
+    memcpy(dst, src, bytes);
+    return 0;
 }
 
 struct tensor run_tensor(struct run *r, int value)

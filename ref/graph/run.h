@@ -1,9 +1,11 @@
 /* Runs a planned graph.
  *
  *     run_new(&r, g, &ops, err);
- *     memcpy(run_data(r, x), ..);        inputs, before each run: their memory is reused during it
+ *     run_write(r, x, data, err);        inputs, before each run: their memory is reused during it
  *     run_graph(r, NULL, err);
- *     y = run_data(r, y);                kept values, until the next run
+ *     run_read(r, y, data, err);         kept values, until the next run
+ *
+ * Writing and reading are calls, so that the values may lie in the memory of a device.
  */
 #ifndef REF_GRAPH_RUN_H
 #define REF_GRAPH_RUN_H
@@ -27,6 +29,10 @@ const struct plan *run_plan(const struct run *r);
 
 /* Where the value's data is: arena, or the weight's own memory. NULL when it has no place. */
 void *run_data(struct run *r, int value);
+
+/* Copies all bytes of an input from src, or of a kept value to dst. -1: the value has no place, or the device failed. */
+int run_write(struct run *r, int value, const void *src, struct err *err);
+int run_read(struct run *r, int value, void *dst, struct err *err);
 
 /* A view of the value. */
 struct tensor run_tensor(struct run *r, int value);
