@@ -2,7 +2,7 @@
  *
  * Names and formulas are those of diffusers.optimization.get_scheduler at the time of sd-scripts v0.3.0 (linear, cosine,
  * cosine_with_restarts, polynomial, constant, constant_with_warmup) and of transformers' and sd-scripts' newer ones
- * (piecewise_constant, inverse_sqrt, cosine_with_min_lr, warmup_stable_decay, adafactor). As there, the first step of a run
+ * (piecewise_constant, inverse_sqrt, cosine_with_min_lr, warmup_stable_decay). As there, the first step of a run
  * has number 0, so it has rate 0 when there is a warm-up.
  */
 #ifndef REF_OPTIM_LR_H

@@ -4,14 +4,14 @@
  *     each step:  norm = optim_norm(o, grads);                        NaN or infinity: skip the step
  *                 optim_step(o, grads, optim_clip(norm, 1.0), lr, err);
  *
- * Names (any case) are sd-scripts': AdamW (torch's defaults), AdamW8bit (bitsandbytes' blockwise dynamic quantisation; also
- * as PagedAdamW8bit: nothing is paged here), Lion, Lion8bit, AdaFactor, Prodigy, DAdaptAdam, SGD, SGDNesterov,
- * SGDNesterov8bit. optim_describe() lists them with their arguments.
+ * Names (any case) are sd-scripts': AdamW, AdamW8bit, Lion, Lion8bit, SGD, SGDNesterov, Adafactor, Prodigy, DAdaptAdam.
+ * Arguments, defaults and arithmetic are those of torch.optim (AdamW, SGD), lion-pytorch, transformers (Adafactor), prodigyopt,
+ * dadaptation, and bitsandbytes for the 8-bit ones (quant8.h). optim_describe() lists them.
  *
  * All state is flat arrays that optim_state() lists by name: writing them to a file and reading them back continues bit for
- * bit, whatever the optimizer. Element e of tensor t lies at optim_place(o, t) + e of every array with `per` elements ==
- * OPTIM_EACH; places are multiples of OPTIM_BLOCK, so a block of 256 elements belongs to one tensor, which is also the block of
- * the 8-bit states. Nothing is allocated after optim_new(). Results are the same bytes for any number of threads.
+ * bit, whatever the optimizer. A tensor begins at a multiple of OPTIM_BLOCK in them (optim_place), so a block of 256 elements
+ * belongs to one tensor, which is also the block of the 8-bit states. Nothing is allocated after optim_new(). Results are the
+ * same bytes for any number of threads.
  */
 #ifndef REF_OPTIM_OPTIM_H
 #define REF_OPTIM_OPTIM_H
@@ -30,7 +30,7 @@ enum {
 /* One trainable tensor. param is f32, dense, borrowed until optim_free(), and written by each step. */
 struct optim_tensor {
     float *param;
-    struct shape shape; /* Adafactor factors the last two dimensions; else only the number of elements counts */
+    struct shape shape; /* Adafactor factors the last two of several dimensions; else only the number of elements counts */
     size_t group;       /* index of its learning rate: 0 .. groups - 1 */
 };
 
@@ -39,17 +39,10 @@ struct optim_options {
     bool round_to_f16; /* params are rounded to f16 after each step (full_fp16); they stay f32 in memory */
 };
 
-enum optim_per {
-    OPTIM_EACH,    /* one for each element of the flat layout: optim_place() */
-    OPTIM_BLOCKED, /* one for each block of 256 elements: at optim_place() / 256 */
-    OPTIM_OTHER,   /* a length of its own (factored sums, counters) */
-};
-
-/* One flat array of the state. data is owned by the optimizer; a state file reads and writes its bytes. */
+/* One flat array of the state. data is owned by the optimizer; a state file writes and reads its bytes. */
 struct optim_state {
     const char *name; /* "exp_avg", ... unique in an optimizer; a constant */
     enum dtype dtype;
-    enum optim_per per;
     size_t count;
     void *data;
 };
@@ -73,7 +66,7 @@ void optim_describe(FILE *out);
 
 /* sqrt of the sum of squares of all gradients, grads [count] f32 in the order of the tensors; sums in f64, in an order that
  * follows from the shapes alone. Not finite when one element is not. */
-double optim_norm(const struct optim *o, const float *const *grads);
+double optim_norm(struct optim *o, const float *const *grads);
 
 /* The factor that torch's clip_grad_norm_ gives gradients: max_norm / (norm + 1e-6), at most 1; max_norm 0: no clipping, 1. */
 double optim_clip(double norm, double max_norm);
@@ -96,7 +89,10 @@ bool optim_finds_rate(const struct optim *o);
 /* The state as a table; *rows is owned by o. Returns how many. */
 size_t optim_state(const struct optim *o, const struct optim_state **rows);
 
-/* Where tensor t begins in the flat arrays, in elements: a multiple of OPTIM_BLOCK. t = count: their length. */
+/* Whether tensor t has 8-bit states, and where it begins in the flat arrays: those of f32 elements (exp_avg, ..) hold the tensors
+ * that do not, those of codes (exp_avg_8bit, ..) those that do; their scales lie at optim_place() / OPTIM_BLOCK. Arrays that
+ * have an entry for each row or column of a matrix are apart from this. */
+bool optim_is_8bit(const struct optim *o, size_t t);
 size_t optim_place(const struct optim *o, size_t t);
 
 /* Bytes of state that optim_new() takes for these tensors, for a forecast. 0 and -1 as above. */
