@@ -3,23 +3,47 @@
 #include <dlfcn.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "ref/base/thread.h"
 
-/* "dnnl:bf16" in its two parts. A name is letters and digits: it becomes a file's name. */
-static int parse(const char *device, char name[32], enum dtype *arithmetic, struct err *err)
+/* One part behind a name. */
+static int parse_part(const char *device, const char *part, struct offload_options *o, struct err *err)
+{
+    char *end;
+    long index = strtol(part, &end, 10);
+
+    o->tf32 |= strcmp(part, "tf32") == 0;
+    if (strcmp(part, "tf32") == 0)
+        o->arithmetic = DT_F32;
+    else if (strcmp(part, "int8") == 0)
+        o->base = OFFLOAD_BASE_INT8;
+    else if (strcmp(part, "nf4") == 0)
+        o->base = OFFLOAD_BASE_NF4;
+    else if (*part >= '0' && *part <= '9' && *end == '\0' && index < 1024)
+        o->index = (int)index;
+    else if (!dtype_parse(part, &o->arithmetic) || o->arithmetic == DT_F64)
+        return err_usage(err, "'%s': '%s' is no arithmetic (f32, tf32, bf16, fp16), no form of weights (int8, nf4) and no number "
+                              "of a device; an example is cuda:bf16:1", device, part);
+    return 0;
+}
+
+/* "cuda:bf16:1" in its parts. A name is letters and digits: it becomes a file's name. */
+static int parse(const char *device, char name[32], struct offload_options *o, struct err *err)
 {
     size_t n = strspn(device, "abcdefghijklmnopqrstuvwxyz0123456789");
+    char copy[64], *part, *rest = copy;
 
-    *arithmetic = DT_COUNT;
-    if (n == 0 || n >= 32 || (device[n] != '\0' && device[n] != ':'))
-        return err_usage(err, "'%s' is no device; use cpu, or the name of a plug-in such as dnnl or dnnl:f32", device);
-    memcpy(name, device, n);
-    name[n] = '\0';
-    if (device[n] == ':' && (!dtype_parse(device + n + 1, arithmetic) || (*arithmetic != DT_F32 && *arithmetic != DT_BF16)))
-        return err_usage(err, "'%s': arithmetic is f32 or bf16, as in %s:f32", device, name);
+    *o = (struct offload_options){.arithmetic = DT_COUNT, .index = -1, .threads = thread_count()};
+    if (n == 0 || n >= 32 || (device[n] != '\0' && device[n] != ':') || strlen(device) >= sizeof copy)
+        return err_usage(err, "'%s' is no device; use auto, cpu, or the name of a plug-in such as cuda, dnnl or dnnl:f32", device);
+    strcpy(copy, device);
+    strcpy(name, strsep(&rest, ":"));
+    while ((part = strsep(&rest, ":")) != NULL)
+        if (parse_part(device, part, o, err) < 0)
+            return -1;
     return 0;
 }
 
@@ -37,27 +61,42 @@ static void program_folder(char path[PATH_MAX])
         strcpy(path, ".");
 }
 
-/* Opens lora-NAME.so from the first folder that has it. */
-static int open_library(struct offload *o, const char *name, const char *folder, struct err *err)
+/* The file of a plug-in, in the first folder that has it; false: in none. */
+static bool locate(const char *name, const char *folder, char path[PATH_MAX + 80])
 {
     static const char *const places[] = {"plugins", "../lib/lora"};
-    char base[PATH_MAX], path[PATH_MAX + 80];
+    char base[PATH_MAX];
 
     program_folder(base);
     for (size_t i = 0; i < (folder ? 1 : sizeof places / sizeof *places); i++) {
         if (folder)
-            snprintf(path, sizeof path, "%s/lora-%s.so", folder, name);
+            snprintf(path, PATH_MAX + 80, "%s/lora-%s.so", folder, name);
         else
-            snprintf(path, sizeof path, "%s/%s/lora-%s.so", base, places[i], name);
-        if (access(path, R_OK) != 0)
-            continue;
-        o->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-        if (o->library)
-            return 0;
-        return err_set(err, "cannot open device '%s': %s; install what it needs, or use --device cpu", name, dlerror());
+            snprintf(path, PATH_MAX + 80, "%s/%s/lora-%s.so", base, places[i], name);
+        if (access(path, R_OK) == 0)
+            return true;
     }
-    return err_set(err, "there is no device '%s': no lora-%s.so in '%s'; build or install that plug-in, or use --device cpu",
-                   name, name, folder ? folder : "plugins' beside the program or '../lib/lora");
+    return false;
+}
+
+bool offload_has(const char *name, const char *folder)
+{
+    char path[PATH_MAX + 80];
+
+    return locate(name, folder, path);
+}
+
+static int open_library(struct offload *o, const char *name, const char *folder, struct err *err)
+{
+    char path[PATH_MAX + 80];
+
+    if (!locate(name, folder, path))
+        return err_set(err, "there is no device '%s': no lora-%s.so in '%s'; build or install that plug-in, or use --device cpu",
+                       name, name, folder ? folder : "plugins' beside the program or '../lib/lora");
+    o->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (o->library)
+        return 0;
+    return err_set(err, "cannot open device '%s': %s; install what it needs, or use --device cpu", name, dlerror());
 }
 
 static int check(const struct offload_plugin *p, const char *name, struct err *err)
@@ -70,9 +109,9 @@ static int check(const struct offload_plugin *p, const char *name, struct err *e
     return 0;
 }
 
-static int open_plugin(struct offload *o, const char *name, const char *folder, enum dtype arithmetic, struct err *err)
+static int open_plugin(struct offload *o, const char *name, const char *folder, const struct offload_options *options,
+                       struct err *err)
 {
-    struct offload_options options = {arithmetic, thread_count()};
     const struct offload_plugin *p;
     offload_plugin_fn *get;
     void *symbol;
@@ -84,25 +123,47 @@ static int open_plugin(struct offload *o, const char *name, const char *folder, 
         return err_set(err, "device '%s': the file is no plug-in of this program; build it again", name);
     memcpy(&get, &symbol, sizeof get); /* ISO C has no cast from an object to a function */
     p = get();
-    if (check(p, name, err) < 0 || p->open(&o->ref, &options, &o->ops, &o->info, err) < 0)
+    if (check(p, name, err) < 0 || p->open(&o->ref, options, &o->ops, &o->info, err) < 0)
         return -1;
     o->plugin = p;
     return 0;
 }
 
-int offload_open(struct offload *o, const char *device, const char *folder, struct err *err)
+static void open_cpu(struct offload *o)
 {
-    enum dtype arithmetic;
-    char name[32];
-
-    *o = (struct offload){.info = {"this program's own code", DT_F32, true}};
+    *o = (struct offload){.info = {.text = "this program's own code", .arithmetic = DT_F32, .same_bytes = true}};
     ops_ref(&o->ref);
     o->ops = o->ref;
-    if (parse(device, name, &arithmetic, err) < 0)
+}
+
+/* The best device that opens. A GPU that cannot be used is no error, but somebody who built the plug-in wants to know why. */
+static int open_auto(struct offload *o, const char *folder, const struct offload_options *options, struct err *err)
+{
+    char note[sizeof o->note];
+
+    if (!locate("cuda", folder, (char[PATH_MAX + 80]){0}) || open_plugin(o, "cuda", folder, options, err) == 0)
+        return 0;
+    snprintf(note, sizeof note, "%.480s", err->msg);
+    offload_close(o);
+    open_cpu(o);
+    memcpy(o->note, note, sizeof note);
+    *err = (struct err){0};
+    return 0;
+}
+
+int offload_open(struct offload *o, const char *device, const char *folder, struct err *err)
+{
+    struct offload_options options;
+    char name[32];
+
+    open_cpu(o);
+    if (parse(device, name, &options, err) < 0)
         return -1;
-    if (strcmp(name, "cpu") == 0)
-        return arithmetic == DT_BF16 ? err_usage(err, "device cpu computes in f32; for bf16 use dnnl:bf16") : 0;
-    if (open_plugin(o, name, folder, arithmetic, err) == 0)
+    if (strcmp(name, "auto") == 0)
+        return open_auto(o, folder, &options, err);
+    if (strcmp(name, "cpu") == 0 && options.arithmetic != DT_COUNT && options.arithmetic != DT_F32)
+        return err_usage(err, "device cpu computes in f32; for bf16 use dnnl:bf16");
+    if (strcmp(name, "cpu") == 0 || open_plugin(o, name, folder, &options, err) == 0)
         return 0;
     offload_close(o);
     return -1;

@@ -71,7 +71,9 @@ static void test_errors(void **arg)
     (void)arg;
     refused("", NULL, "'' is no device");
     refused("../dnnl", NULL, "'../dnnl' is no device");
-    refused("dnnl:f64", NULL, "arithmetic is f32 or bf16");
+    refused("dnnl:f64", NULL, "'f64' is no arithmetic (f32, tf32, bf16, fp16)");
+    refused("cuda:1:x", NULL, "'x' is no arithmetic");
+    refused("dnnl:", NULL, "'' is no arithmetic");
     refused("cpu:bf16", NULL, "device cpu computes in f32");
     refused("nosuch", NULL, "there is no device 'nosuch'");
     refused("dnnl", "/nonexistent", "no lora-dnnl.so in '/nonexistent'");

@@ -343,6 +343,8 @@ static int start(const struct ops *ref, const struct offload_options *options, s
     if (dnnl_version()->major != DNNL_VERSION_MAJOR)
         return err_set(err, "device 'dnnl' was built for oneDNN %d, this machine has %d; build it again", DNNL_VERSION_MAJOR,
                        dnnl_version()->major);
+    if (options->arithmetic == DT_F16 || options->tf32 || options->base != OFFLOAD_BASE_PLAIN || options->index > 0)
+        return err_usage(err, "device 'dnnl' computes in f32 or bf16 and has one device; use dnnl, dnnl:f32 or dnnl:bf16");
     if (options->arithmetic == DT_BF16 && !bf16)
         return err_set(err, "this processor has no bf16 arithmetic that oneDNN knows; use dnnl:f32 or cpu");
     self.ref = ref;

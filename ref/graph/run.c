@@ -1,17 +1,9 @@
-#include "ref/graph/run.h"
-
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "ref/base/thread.h"
-
-struct run {
-    const struct graph *g;
-    const struct ops *ops;
-    struct plan *plan;
-    char *arena;
-};
+#include "ref/graph/run_inside.h"
 
 int run_new(struct run **out, const struct graph *g, const struct ops *ops, struct err *err)
 {
@@ -21,10 +13,11 @@ int run_new(struct run **out, const struct graph *g, const struct ops *ops, stru
         return -1;
     r->g = g;
     r->ops = ops;
-    if (plan_new(&r->plan, g, ops, thread_count(), err) < 0)
+    if (graph_check(g, err) < 0 || (ops->device && run_device_new(r, err) < 0))
         goto fail;
-    r->arena = mem_new(r->plan->arena, "the activations", err);
-    if (!r->arena)
+    if (plan_new(&r->plan, run_graph_of(r), ops, thread_count(), err) < 0)
+        goto fail;
+    if (ops->device ? run_device_arena(r, err) < 0 : !(r->arena = mem_new(r->plan->arena, "the activations", err)))
         goto fail;
     *out = r;
     return 0;
@@ -37,6 +30,7 @@ void run_free(struct run *r)
 {
     if (!r)
         return;
+    run_device_free(r);
     plan_free(r->plan);
     free(r->arena);
     free(r);
@@ -53,6 +47,8 @@ void *run_data(struct run *r, int value)
 
     if (v->source)
         return v->source->data;
+    if (r->device)
+        return NULL;
     return r->plan->offset[value] == PLAN_NOWHERE ? NULL : r->arena + r->plan->offset[value];
 }
 
@@ -71,8 +67,11 @@ static char *place(struct run *r, int value, size_t *bytes, struct err *err)
 int run_write(struct run *r, int value, const void *src, struct err *err)
 {
     size_t bytes;
-    char *dst = place(r, value, &bytes, err);
+    char *dst;
 
+    if (r->device)
+        return run_device_write(r, value, src, err);
+    dst = place(r, value, &bytes, err);
     if (!dst)
         return -1;
     memcpy(dst, src, bytes);
@@ -82,8 +81,11 @@ int run_write(struct run *r, int value, const void *src, struct err *err)
 int run_read(struct run *r, int value, void *dst, struct err *err)
 {
     size_t bytes;
-    const char *src = place(r, value, &bytes, err);
+    const char *src;
 
+    if (r->device)
+        return run_device_read(r, value, dst, err);
+    src = place(r, value, &bytes, err);
     if (!src)
         return -1;
     memcpy(dst, src, bytes);
@@ -95,6 +97,21 @@ struct tensor run_tensor(struct run *r, int value)
     const struct graph_value *v = &r->g->values[value];
 
     return (struct tensor){run_data(r, value), v->dtype, v->shape};
+}
+
+int run_wait(struct run *r, struct err *err)
+{
+    return r->device ? run_device_sync(r, err) : 0;
+}
+
+/* Where a call finds the value: on a device that is another place and, for a weight, another type. */
+static struct tensor on_device(struct run *r, int value)
+{
+    const struct graph_value *v = &r->typed.values[value];
+
+    if (v->source)
+        return run_device_source(r, value);
+    return (struct tensor){r->plan->offset[value] == PLAN_NOWHERE ? NULL : r->arena + r->plan->offset[value], v->dtype, v->shape};
 }
 
 /* Points the call's tensors at their data. A value that a backward node does not read keeps NULL: its memory holds something
@@ -113,7 +130,7 @@ static int point(struct run *r, const struct graph_node *n, struct tensor *store
                 continue;
             if (!(reads[list] >> i & 1) && !r->g->values[v].source)
                 continue;
-            store->data = run_data(r, v);
+            *store = r->device ? on_device(r, v) : run_tensor(r, v);
             if (!store->data)
                 return err_set(err, "'%s' has no data yet; load the weights before the first run", r->g->values[v].name);
         }
@@ -127,10 +144,19 @@ static int find_nan(struct run *r, const struct graph_node *n, struct err *err)
     for (int i = graph_list_writes(n, list); i-- > 0;) {
         struct tensor t = run_tensor(r, list[i]);
         size_t count = 0, at;
+        void *copy = NULL;
 
         if (!shape_numel(&t.shape, &count))
             continue;
+        if (r->device) {
+            t.data = copy = mem_new(count * dtype_size(t.dtype), "a value", err);
+            if (!copy || run_device_read(r, list[i], copy, err) < 0) {
+                free(copy);
+                return -1;
+            }
+        }
         at = dtype_find_nonfinite(t.data, t.dtype, count);
+        free(copy);
         if (at < count)
             return err_set(err, "the %s of layer '%s' (%s) is not finite at element %zu of %zu; try weights in bf16 or f32",
                            n->backward ? "gradient" : "output", n->layer, op_table[n->op]->name, at, count);
@@ -148,25 +174,31 @@ static double now(void)
 
 static int run_node(struct run *r, size_t i, struct err *err)
 {
-    const struct graph_node *n = &r->g->nodes[i];
-    struct tensor store[2 * OP_MAX_IN + 2 * OP_MAX_OUT];
+    const struct graph *g = run_graph_of(r);
+    const struct graph_node *n = &g->nodes[i];
+    struct tensor store[RUN_TENSORS];
     struct op_call c;
+    int rc;
 
-    graph_call(r->g, n, &c, store);
+    graph_call(g, n, &c, store);
+    for (int j = 0; j < RUN_TENSORS; j++)
+        store[j].data = NULL;
     c.scratch = r->plan->scratch[i] == PLAN_NOWHERE ? NULL : r->arena + r->plan->scratch[i];
-    if (point(r, n, store, err) < 0 || (n->backward ? r->ops->backward : r->ops->forward)[n->op](&c, err) < 0)
-        return err_prefix(err, "layer '%s': ", n->layer);
-    return 0;
+    rc = point(r, n, store, err);
+    if (rc == 0)
+        rc = run_falls_back(r, i) ? run_fallback(r, i, store, err)
+                                  : (n->backward ? r->ops->backward : r->ops->forward)[n->op](&c, err);
+    return rc < 0 ? err_prefix(err, "layer '%s': ", n->layer) : 0;
 }
 
-int run_graph(struct run *r, const struct run_options *options, struct err *err)
+int run_nodes(struct run *r, const struct run_options *options, struct err *err)
 {
     bool timed = options && options->after;
 
     for (size_t i = 0; i < r->g->node_count; i++) {
         double start = timed ? now() : 0;
 
-        if (run_node(r, i, err) < 0)
+        if (run_node(r, i, err) < 0 || (timed && run_wait(r, err) < 0))
             return -1;
         if (timed)
             options->after(options->ctx, r->g, i, now() - start);
@@ -174,4 +206,15 @@ int run_graph(struct run *r, const struct run_options *options, struct err *err)
             return -1;
     }
     return 0;
+}
+
+int run_graph(struct run *r, const struct run_options *options, struct err *err)
+{
+    bool watched = options && (options->after || options->check_nan), done = false;
+
+    if (r->device && run_device_begin(r, !options || !options->keep_params, err) < 0)
+        return -1;
+    if (r->device && !watched && run_device_replay(r, &done, err) < 0)
+        return -1;
+    return done ? 0 : run_nodes(r, options, err);
 }

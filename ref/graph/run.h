@@ -5,7 +5,10 @@
  *     run_graph(r, NULL, err);
  *     run_read(r, y, data, err);         kept values, until the next run
  *
- * Writing and reading are calls, so that the values may lie in the memory of a device.
+ * Writing and reading are calls, because the values may lie in the memory of a device (ops.h), and there in another type: what
+ * is written and read has the type that the graph declares. On a device run_graph() only asks for the work; reading waits for
+ * it. The second run without a watcher is recorded, and later runs replay it. Frozen weights are copied to the device by the
+ * first run, and shared with the other runs of the device; params are copied by each run.
  */
 #ifndef REF_GRAPH_RUN_H
 #define REF_GRAPH_RUN_H
@@ -15,6 +18,7 @@
 struct run;
 
 struct run_options {
+    bool keep_params; /* params have not changed since the last run: a device need not copy them again */
     bool check_nan; /* after each node look for NaN and infinity; the message names the first layer */
     /* Called after each node with the seconds it took, in the thread that runs the graph; NULL: time is not taken. */
     void (*after)(void *ctx, const struct graph *g, size_t node, double seconds);
@@ -27,15 +31,24 @@ void run_free(struct run *r); /* NULL is fine */
 
 const struct plan *run_plan(const struct run *r);
 
-/* Where the value's data is: arena, or the weight's own memory. NULL when it has no place. */
+/* Where the value's data is: arena, or the weight's own memory. NULL when it has no place, or lies on a device. */
 void *run_data(struct run *r, int value);
 
 /* Copies all bytes of an input from src, or of a kept value to dst. -1: the value has no place, or the device failed. */
 int run_write(struct run *r, int value, const void *src, struct err *err);
 int run_read(struct run *r, int value, void *dst, struct err *err);
 
-/* A view of the value. */
+/* A view of the value, data as run_data() says. */
 struct tensor run_tensor(struct run *r, int value);
+
+/* Waits until a device has done everything that was asked for, and reports what went wrong meanwhile. */
+int run_wait(struct run *r, struct err *err);
+
+/* Whether node i runs on the processor although the graph runs on a device: it has no slot for it. */
+bool run_falls_back(const struct run *r, size_t node);
+
+/* Bytes that frozen weights and params of this graph take on a device, each counted once; 0 without one. */
+size_t run_device_bytes(const struct run *r);
 
 /* Runs all nodes; options may be NULL. Returns 0 or -1 (the layer's name in front of the op's message). */
 int run_graph(struct run *r, const struct run_options *options, struct err *err);

@@ -50,9 +50,17 @@ static int no_backward(const struct op_call *c, struct err *err)
 void ops_ref(struct ops *ops)
 {
     ops->name = "ref";
+    ops->device = NULL;
     for (int i = 0; i < OP_COUNT; i++) {
         ops->forward[i] = op_table[i]->forward;
         ops->backward[i] = op_table[i]->backward ? op_table[i]->backward : no_backward;
         ops->scratch[i] = op_table[i]->scratch ? op_table[i]->scratch : no_scratch;
     }
+}
+
+bool ops_is_ref(const struct ops *ops, enum op_id op, bool backward)
+{
+    const struct op *o = op_table[op];
+
+    return backward ? ops->backward[op] == (o->backward ? o->backward : no_backward) : ops->forward[op] == o->forward;
 }

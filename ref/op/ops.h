@@ -7,20 +7,60 @@
  *     mine.forward[OP_linear] = my_linear;
  *
  * A slot obeys the contract in op.h. A slot that needs another amount of scratch overrides scratch[] as well.
+ *
+ * A backend whose slots work in memory of its own (a GPU) also gives a struct ops_device. Then whoever runs a graph puts
+ * everything there, and a slot that still is ref's runs on the processor, with copies made in one place (graph/run_device.c).
  */
 #ifndef REF_OP_OPS_H
 #define REF_OP_OPS_H
 
 #include "ref/op/op.h"
 
+/* Memory and order of work of a device. Calls come from one thread; what is asked for happens in the order of the calls, as
+ * if each had waited for those before it, but only read() and sync() really wait. On a device the contract of op.h changes:
+ *  - data pointers are the device's, aligned to OPS_DEVICE_ALIGN;
+ *  - activations and gradients have the type `storage`; but stats, lse, a loss and its gradient, gradients of params, and
+ *    inputs that mse or timestep read are f32. Inputs of other types (ids) are as they are;
+ *  - a weight is what weight() made of it; a param is f32 and lies in the block that params() was told of. */
+struct ops_device {
+    enum dtype storage; /* DT_F32, DT_BF16 or DT_F16 */
+    void *(*alloc)(size_t bytes, const char *what, struct err *err); /* NULL with err filled: says what was free */
+    void (*free)(void *data);                                        /* after all work that was asked for; NULL is fine */
+    int (*write)(void *dst, const void *src, size_t bytes, struct err *err); /* to the device; src may be changed afterwards */
+    int (*read)(void *dst, const void *src, size_t bytes, struct err *err);  /* from the device */
+    int (*sync)(struct err *err); /* waits for everything; reports what went wrong meanwhile */
+    /* The device's copy of a frozen tensor, made by the first call for this host tensor and shared by the later ones: fills
+     * *device, in the type and layout that the slots take. unweight(device->data) as often as weight(): the last one frees it. */
+    int (*weight)(const struct tensor *host, struct tensor *device, struct err *err);
+    void (*unweight)(const void *data);
+    /* Bytes that weight() takes, for a forecast. */
+    size_t (*weight_bytes)(const struct tensor *host);
+    /* Says that a graph's params, in one block [count], have changed; NULL: need not be told. They lie in front of a shadow
+     * of shadow_bytes(count), which the slots may fill with a form of their own. */
+    int (*params)(float *data, size_t count, struct err *err);
+    size_t (*shadow_bytes)(size_t count);
+    /* Records the calls of slots between begin and end instead of doing them; replay() does them, any number of times. After
+     * a failed end() (NULL) nothing has been done. All four NULL: the device cannot. */
+    int (*record_begin)(struct err *err);
+    void *(*record_end)(struct err *err);
+    int (*replay)(void *recording, struct err *err);
+    void (*record_free)(void *recording);
+};
+
+#define OPS_DEVICE_ALIGN 256
+
 struct ops {
     const char *name;
     op_fn *forward[OP_COUNT];
     op_fn *backward[OP_COUNT]; /* of an op without one: a function that reports so */
     size_t (*scratch[OP_COUNT])(const struct op_call *c, bool backward, int threads);
+    const struct ops_device *device; /* NULL: slots work in the program's own memory */
 };
 
 /* *ops = every slot from op_table. */
 void ops_ref(struct ops *ops);
+
+/* Whether a slot is ref's own. */
+bool ops_is_ref(const struct ops *ops, enum op_id op, bool backward);
 
 #endif

@@ -193,44 +193,61 @@ static int build(struct bench *b, struct err *err)
     return b->plain ? 0 : graph_fuse(b->g, FUSE_ALL, err);
 }
 
-/* Inputs from the file, or waves of about unit size; tokens and timesteps in range. */
+/* One input from the file, or waves of about unit size; tokens and timesteps in range. data [n] is as the graph declares it. */
+static int fill_input(struct bench *b, const struct tensor_file *f, const struct graph_value *v, void *data, size_t n, struct err *err)
+{
+    const struct tensor_entry *e = f ? tensor_file_find(f, v->name) : NULL;
+
+    if (e && (e->dtype != v->dtype || !shape_equal(&e->shape, &v->shape)))
+        return err_set(err, "'%s' in '%s' has another shape or type", v->name, b->in);
+    if (e)
+        return tensor_file_read(f, e, data, err);
+    for (size_t j = 0; j < n; j++)
+        if (v->dtype == DT_I32)
+            ((int32_t *)data)[j] = (int32_t)(j * 613 % 40000);
+        else
+            ((float *)data)[j] = strcmp(v->name, "timestep") == 0 ? 500 : (float)sin(1.7 * (double)(j % 100003));
+    return 0;
+}
+
 static int write_inputs(struct bench *b, const struct tensor_file *f, struct err *err)
 {
-    for (int i = 0; i < b->input_count; i++) {
-        struct tensor t = run_tensor(b->run, b->inputs[i]);
-        const char *name = b->g->values[b->inputs[i]].name;
-        const struct tensor_entry *e = f ? tensor_file_find(f, name) : NULL;
-        size_t n = 0;
+    const float one = 1;
 
-        shape_numel(&t.shape, &n);
-        if (e && (e->dtype != t.dtype || !shape_equal(&e->shape, &t.shape)))
-            return err_set(err, "'%s' in '%s' has another shape or type", name, b->in);
-        if (e && tensor_file_read(f, e, t.data, err) < 0)
+    for (int i = 0; i < b->input_count; i++) {
+        const struct graph_value *v = &b->g->values[b->inputs[i]];
+        size_t n = 0;
+        void *data = shape_numel(&v->shape, &n) ? mem_new(n * dtype_size(v->dtype), "an input", err) : NULL;
+        int rc = data ? fill_input(b, f, v, data, n, err) : -1;
+
+        if (rc == 0)
+            rc = run_write(b->run, b->inputs[i], data, err);
+        free(data);
+        if (rc < 0)
             return -1;
-        for (size_t j = 0; !e && j < n; j++)
-            if (t.dtype == DT_I32)
-                ((int32_t *)t.data)[j] = (int32_t)(j * 613 % 40000);
-            else
-                ((float *)t.data)[j] = strcmp(name, "timestep") == 0 ? 500 : (float)sin(1.7 * (double)(j % 100003));
     }
-    if (b->seed != GRAPH_NONE)
-        *(float *)run_data(b->run, b->seed) = 1;
-    return 0;
+    return b->seed == GRAPH_NONE ? 0 : run_write(b->run, b->seed, &one, err);
 }
 
 static int write_result(struct bench *b, struct err *err)
 {
-    struct tensor t = run_tensor(b->run, b->result);
-    struct tensor_spec spec = {.name = "out", .dtype = t.dtype, .shape = t.shape};
+    const struct graph_value *v = &b->g->values[b->result];
+    struct tensor_spec spec = {.name = "out", .dtype = v->dtype, .shape = v->shape};
     struct tensor_writer *w;
+    size_t bytes = 0;
+    void *data = shape_nbytes(&v->shape, v->dtype, &bytes) ? mem_new(bytes, "the result", err) : NULL;
+    int rc = -1;
 
-    if (tensor_writer_open(&w, b->out, NULL, &spec, 1, NULL, 0, err) < 0)
-        return -1;
-    if (tensor_writer_put(w, 0, t.data, err) < 0) {
+    if (!data || run_read(b->run, b->result, data, err) < 0 || tensor_writer_open(&w, b->out, NULL, &spec, 1, NULL, 0, err) < 0)
+        goto out;
+    rc = tensor_writer_put(w, 0, data, err);
+    if (rc < 0)
         tensor_writer_abort(w);
-        return -1;
-    }
-    return tensor_writer_commit(w, err);
+    else
+        rc = tensor_writer_commit(w, err);
+out:
+    free(data);
+    return rc;
 }
 
 static int work(struct bench *b, struct err *err)
@@ -268,9 +285,9 @@ static int work(struct bench *b, struct err *err)
         options.ctx = profile;
         start = now();
         cpu = processor();
-        if (run_graph(b->run, &options, err) < 0)
+        if (run_graph(b->run, &options, err) < 0 || run_wait(b->run, err) < 0)
             return -1;
-        printf("run %zu: %.3f s, %.3f s of processor time\n", i + 1, now() - start, processor() - cpu);
+        printf("run %zu: %.5f s, %.3f s of processor time\n", i + 1, now() - start, processor() - cpu);
     }
     if (profile)
         profile_print(profile, stdout, 0, 25);

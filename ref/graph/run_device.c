@@ -1,0 +1,269 @@
+/* Running a graph on a device: weights and params go there, whole runs are recorded and replayed. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "ref/base/thread.h"
+#include "ref/graph/run_device.h"
+
+static size_t aligned(size_t n)
+{
+    return (n + OPS_DEVICE_ALIGN - 1) / OPS_DEVICE_ALIGN * OPS_DEVICE_ALIGN;
+}
+
+size_t run_device_count(const struct shape *s)
+{
+    size_t n = 0;
+
+    return shape_numel(s, &n) ? n : 0;
+}
+
+/* Params lie one after another, each from an aligned place on. */
+static int place_params(struct run *r, struct err *err)
+{
+    struct run_device *d = r->device;
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < r->g->value_count; i++) {
+        const struct graph_value *v = &r->g->values[i];
+
+        d->param_at[i] = bytes / sizeof(float);
+        if (v->kind == VALUE_PARAM)
+            bytes += aligned(run_device_count(&v->shape) * sizeof(float));
+    }
+    d->param_count = bytes / sizeof(float);
+    if (bytes == 0)
+        return 0;
+    d->staged = mem_zero(bytes, 1, "the trained factors", err); /* gaps stay zero */
+    d->params = d->staged ? d->ops->alloc(bytes + d->ops->shadow_bytes(d->param_count), "the trained factors", err) : NULL;
+    return d->params ? 0 : -1;
+}
+
+bool run_falls_back(const struct run *r, size_t node)
+{
+    const struct graph_node *n = &r->g->nodes[node];
+
+    return r->device && ops_is_ref(r->ops, n->op, n->backward);
+}
+
+int run_device_new(struct run *r, struct err *err)
+{
+    size_t values = r->g->value_count;
+    struct run_device *d = mem_zero(1, sizeof *d, "a graph", err);
+
+    if (!d)
+        return -1;
+    r->device = d;
+    d->ops = r->ops->device;
+    r->typed = *r->g;
+    r->typed.values = mem_new(values * sizeof *r->typed.values, "a graph", err);
+    d->weights = mem_zero(values, sizeof *d->weights, "a graph", err);
+    d->seen = mem_zero(values, sizeof *d->seen, "a graph", err);
+    d->param_at = mem_zero(values, sizeof *d->param_at, "a graph", err);
+    if (!r->typed.values || !d->weights || !d->seen || !d->param_at)
+        return -1;
+    memcpy(r->typed.values, r->g->values, values * sizeof *r->typed.values);
+    for (size_t i = 0; i < r->g->node_count; i++)
+        d->falls_back |= run_falls_back(r, i);
+    return run_types(&r->typed, d->ops->storage, err);
+}
+
+int run_device_arena(struct run *r, struct err *err)
+{
+    r->arena = r->device->ops->alloc(r->plan->arena, "the activations", err);
+    return r->arena ? place_params(r, err) : -1;
+}
+
+static void forget_recording(struct run_device *d)
+{
+    if (d->recording)
+        d->ops->record_free(d->recording);
+    d->recording = NULL;
+    d->warm = false;
+}
+
+void run_device_free(struct run *r)
+{
+    struct run_device *d = r->device;
+
+    if (!d)
+        return;
+    forget_recording(d);
+    for (size_t i = 0; d->seen && i < r->g->value_count; i++)
+        if (d->seen[i])
+            d->ops->unweight(d->weights[i].data);
+    d->ops->free(d->params);
+    d->ops->free(r->arena);
+    r->arena = NULL;
+    free(d->staged);
+    free(d->weights);
+    free(d->seen);
+    free(d->param_at);
+    free(d->bounce);
+    free(d->host);
+    free(r->typed.values);
+    free(d);
+    r->device = NULL;
+}
+
+size_t run_device_bytes(const struct run *r)
+{
+    const struct run_device *d = r->device;
+    size_t sum;
+
+    if (!d)
+        return 0;
+    sum = d->param_count * sizeof(float) + d->ops->shadow_bytes(d->param_count);
+    for (size_t i = 0; i < r->g->value_count; i++)
+        if (r->g->values[i].kind == VALUE_WEIGHT && r->g->values[i].source)
+            sum += aligned(d->ops->weight_bytes(r->g->values[i].source));
+    return sum;
+}
+
+/* A weight that was released and loaded again has another address, and is copied again. */
+static int refresh_weight(struct run *r, size_t value, struct err *err)
+{
+    struct run_device *d = r->device;
+    const struct tensor *t = r->g->values[value].source;
+
+    if (d->seen[value] == t->data && t->data)
+        return 0;
+    if (!t->data)
+        return err_set(err, "'%s' has no data yet; load the weights before the first run", r->g->values[value].name);
+    forget_recording(d);
+    if (d->seen[value])
+        d->ops->unweight(d->weights[value].data);
+    d->seen[value] = NULL;
+    if (d->ops->weight(t, &d->weights[value], err) < 0)
+        return err_prefix(err, "'%s': ", r->g->values[value].name);
+    d->seen[value] = t->data;
+    return 0;
+}
+
+static int refresh_params(struct run *r, struct err *err)
+{
+    struct run_device *d = r->device;
+
+    for (size_t i = 0; i < r->g->value_count; i++) {
+        const struct graph_value *v = &r->g->values[i];
+
+        if (v->kind != VALUE_PARAM)
+            continue;
+        if (!v->source->data)
+            return err_set(err, "'%s' has no data", v->name);
+        memcpy(d->staged + d->param_at[i], v->source->data, run_device_count(&v->shape) * sizeof(float));
+    }
+    if (d->ops->write(d->params, d->staged, d->param_count * sizeof(float), err) < 0)
+        return -1;
+    return d->ops->params ? d->ops->params(d->params, d->param_count, err) : 0;
+}
+
+int run_device_begin(struct run *r, bool params, struct err *err)
+{
+    for (size_t i = 0; i < r->g->value_count; i++)
+        if (r->g->values[i].kind == VALUE_WEIGHT && refresh_weight(r, i, err) < 0)
+            return -1;
+    return params && r->device->param_count ? refresh_params(r, err) : 0;
+}
+
+int run_device_replay(struct run *r, bool *done, struct err *err)
+{
+    struct run_device *d = r->device;
+
+    *done = false;
+    if (!d->recording && (!d->warm || d->falls_back || !d->ops->record_begin)) {
+        d->warm = true;
+        return 0;
+    }
+    if (!d->recording) {
+        if (d->ops->record_begin(err) < 0)
+            return -1;
+        if (run_nodes(r, NULL, err) < 0) {
+            struct err unused;
+
+            d->ops->record_free(d->ops->record_end(&unused));
+            return -1;
+        }
+        d->recording = d->ops->record_end(err);
+        if (!d->recording)
+            return -1;
+    }
+    *done = true;
+    return d->ops->replay(d->recording, err);
+}
+
+struct tensor run_device_source(struct run *r, int value)
+{
+    const struct graph_value *v = &r->g->values[value];
+
+    if (v->kind == VALUE_WEIGHT)
+        return r->device->weights[value];
+    return (struct tensor){r->device->params ? r->device->params + r->device->param_at[value] : NULL, v->dtype, v->shape};
+}
+
+/* Room for one value in the type that the device has, when that is not the caller's. */
+static void *bounce(struct run_device *d, size_t bytes, struct err *err)
+{
+    if (bytes > d->bounce_bytes) {
+        free(d->bounce);
+        d->bounce = mem_new(bytes, "a value", err);
+        d->bounce_bytes = d->bounce ? bytes : 0;
+    }
+    return d->bounce;
+}
+
+int run_device_put(struct run_device *d, const struct tensor *to, enum dtype from, const void *src, struct err *err)
+{
+    size_t n = run_device_count(&to->shape), bytes = n * dtype_size(to->dtype);
+
+    if (to->dtype != from) {
+        void *other = bounce(d, bytes, err);
+
+        if (!other)
+            return -1;
+        dtype_convert(other, to->dtype, src, from, n);
+        src = other;
+    }
+    return d->ops->write(to->data, src, bytes, err);
+}
+
+int run_device_get(struct run_device *d, const struct tensor *from, enum dtype to, void *dst, struct err *err)
+{
+    size_t n = run_device_count(&from->shape), bytes = n * dtype_size(from->dtype);
+    void *other = from->dtype == to ? dst : bounce(d, bytes, err);
+
+    if (!other || d->ops->read(other, from->data, bytes, err) < 0)
+        return -1;
+    if (other != dst)
+        dtype_convert(dst, to, other, from->dtype, n);
+    return 0;
+}
+
+/* A view of a value as it lies on the device. */
+static int locate(struct run *r, int value, struct tensor *t, struct err *err)
+{
+    const struct graph_value *v = &r->typed.values[value];
+
+    if (v->source || r->plan->offset[value] == PLAN_NOWHERE)
+        return err_set(err, "'%s' has no place in the arena", v->name);
+    *t = (struct tensor){r->arena + r->plan->offset[value], v->dtype, v->shape};
+    return 0;
+}
+
+int run_device_write(struct run *r, int value, const void *src, struct err *err)
+{
+    struct tensor t;
+
+    return locate(r, value, &t, err) < 0 ? -1 : run_device_put(r->device, &t, r->g->values[value].dtype, src, err);
+}
+
+int run_device_read(struct run *r, int value, void *dst, struct err *err)
+{
+    struct tensor t;
+
+    return locate(r, value, &t, err) < 0 ? -1 : run_device_get(r->device, &t, r->g->values[value].dtype, dst, err);
+}
+
+int run_device_sync(struct run *r, struct err *err)
+{
+    return r->device->ops->sync(err);
+}
