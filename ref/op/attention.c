@@ -1,21 +1,27 @@
-/* Attention, y = softmax(q kT / sqrt(d)) v for each head, without ever holding the whole score matrix: queries and keys are
- * taken a tile at a time, with a running maximum m and a running sum l of each query row (Milakov and Gimelshein 2018; Dao
- * 2022). A new tile with a larger maximum shrinks what was summed by e^(m_old - m_new).
+/* Attention, y = softmax(q kT / sqrt(d)) v for each head, without ever holding the whole score matrix: keys are taken a tile at
+ * a time, with a running maximum m and a running sum l of each query row (Milakov and Gimelshein 2018; Dao 2022). A new tile
+ * with a larger maximum shrinks what was summed by 2^(m_old - m_new). Scores are in units of ln 2, so that 2^x does for e^x.
  *
- * Heads are columns h*d .. h*d+d-1 of q, k, v [n, tokens, c], read in place through BLAS's row length. lse = m + log l is kept
- * for the backward, which computes the probabilities again from it. */
-#include <cblas.h>
+ * Heads are columns h*d .. h*d+d-1 of q, k, v [n, tokens, c]. A tile's keys and values are packed once for all queries of a
+ * piece, then a strip of scores as high as a register tile is made, turned into probabilities and multiplied by the values
+ * while it is in the innermost cache. lse = m + log l is kept for the backward, which computes the probabilities again.
+ *
+ * This file is compiled with products and sums contracted where the machine can, as ref/op/kernel.c is (Makefile). */
 #include <math.h>
 #include <string.h>
 
 #include "ref/base/simd.h"
 #include "ref/base/thread.h"
 #include "ref/op/elementwise.h"
+#include "ref/op/kernel.h"
 #include "ref/op/vmath.h"
 
 enum { Q, K, V };
 enum { Y, LSE };
-enum { TILE_Q = 256, TILE_K = 512, LANES = 16 };
+/* Queries of a piece (of the backward: of a tile), keys of a tile. */
+enum { TILE_Q = 32 * KERNEL_ROWS, BACK_Q = 8 * KERNEL_ROWS, TILE_K = 384, LANES = 16 };
+
+static const float log2e = 0x1.715476p0f, ln2 = 0x1.62e43p-1f;
 
 struct attention {
     size_t n, heads, d, c, tq, tk; /* tq, tk: tokens of q, of k and v */
@@ -24,8 +30,9 @@ struct attention {
     const float *q, *k, *v, *o, *dy;
     float *y, *lse, *dq, *dk, *dv;
     float *scratch;
-    size_t per_thread; /* floats of it */
-    size_t tile_q, ld; /* rows and row length of a score tile: less than TILE_Q, TILE_K where there are fewer tokens */
+    size_t per_thread;         /* floats of it */
+    size_t tile_q, tile_k, ld; /* a tile of queries, of keys; the length of a row of scores: whole register tiles */
+    size_t keys, queries;      /* floats of a packed tile of either */
 };
 
 static size_t tokens(const struct tensor *t)
@@ -43,6 +50,14 @@ static size_t whole(size_t n)
     return (n + LANES - 1) / LANES * LANES;
 }
 
+/* Tokens in pieces as equal as possible and at most `most`, which is a multiple of `unit`. */
+static size_t piece(size_t n, size_t most, size_t unit)
+{
+    size_t pieces = (n + most - 1) / most;
+
+    return least(((n + pieces - 1) / pieces + unit - 1) / unit * unit, n);
+}
+
 static struct attention describe(const struct op_call *c, bool back)
 {
     struct attention a = {.n = c->in[Q]->shape.dim[0], .heads = c->attr->heads, .c = elementwise_last(c->in[Q]),
@@ -56,18 +71,27 @@ static struct attention describe(const struct op_call *c, bool back)
     a.k = c->in[K]->data;
     a.v = c->in[V]->data;
     a.scratch = c->scratch;
-    a.tile_q = least(TILE_Q, a.tq);
-    a.ld = whole(least(TILE_K, a.tk));
-    /* forward: scores [tile_q, ld], sum [tile_q, d], m, l [tile_q]; backward: two score tiles, D [tokens of q] */
-    a.per_thread = whole(back ? 2 * a.tile_q * a.ld + a.tq : a.tile_q * (a.ld + a.d + 2));
+    a.tile_q = piece(a.tq, back ? BACK_Q : TILE_Q, KERNEL_ROWS);
+    a.tile_k = piece(a.tk, TILE_K, kernel_columns());
+    a.ld = kernel_packed(1, a.tile_k);
+    a.keys = whole(kernel_packed(a.tile_k, a.d) > kernel_packed(a.d, a.tile_k) ? kernel_packed(a.tile_k, a.d)
+                                                                               : kernel_packed(a.d, a.tile_k));
+    a.queries = whole(kernel_packed(a.tile_q, a.d));
+    /* forward: packed k, v, a strip of scores, sum [tile_q, d], m, l [tile_q];
+     * backward: packed k twice and v, packed q and dy, two score tiles, D [tokens of q] */
+    a.per_thread = back ? 3 * a.keys + 2 * a.queries + whole(2 * a.tile_q * a.ld + a.tq)
+                        : 2 * a.keys + whole(KERNEL_ROWS * a.ld + a.tile_q * (a.d + 2));
     return a;
 }
 
-/* s [rows, cols] = scale * a [rows, d] b [cols, d]T; a, b are columns of [.., c] */
-static void scores(const struct attention *t, float scale, const float *a, size_t rows, const float *b, size_t cols, float *s)
+/* s [rows, ld] = scale * a [rows, d] bT, b packed; columns beyond the tile's keys are zeros */
+static void scores(const struct attention *t, float scale, const float *a, size_t rows, const float *packed, size_t cols,
+                   float *s)
 {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)cols, (int)t->d, scale, a, (int)t->c, b, (int)t->c, 0,
-                s, (int)t->ld);
+    const struct kernel_call c = {.rows = rows, .cols = kernel_packed(1, cols), .k = t->d, .x = a, .row = t->c, .step = 1,
+                                  .packed = packed, .y = s, .ldy = t->ld, .alpha = scale};
+
+    kernel_multiply(&c);
 }
 
 /* Queries see keys up to their own place: the rest of a tile on the diagonal becomes -infinity. */
@@ -79,7 +103,7 @@ static void mask(float *s, size_t ld, size_t rows, size_t cols, size_t q0, size_
 }
 
 /* The order does not matter to a maximum, so the compiler may choose it. */
-static inline float row_max(const float *s, size_t n, float start)
+static inline __attribute__((always_inline)) float row_max(const float *s, size_t n, float start)
 {
     float best = start;
 
@@ -89,21 +113,21 @@ static inline float row_max(const float *s, size_t n, float start)
     return best;
 }
 
-/* s = exp(s - m); returns the sum */
-static inline float row_exp(float *s, size_t n, float m)
+/* s = 2^(s - m); returns the sum */
+static inline __attribute__((always_inline)) float row_exp(float *s, size_t n, float m)
 {
     float lane[LANES] = {0}, sum = 0;
     size_t j = 0;
 
     for (; j + LANES <= n; j += LANES)
         for (size_t l = 0; l < LANES; l++) {
-            float e = vmath_exp_down(s[j + l] - m);
+            float e = vmath_exp2_down(s[j + l] - m);
 
             s[j + l] = e;
             lane[l] += e;
         }
     for (; j < n; j++) {
-        s[j] = vmath_exp_down(s[j] - m);
+        s[j] = vmath_exp2_down(s[j] - m);
         sum += s[j];
     }
     for (size_t l = 0; l < LANES; l++)
@@ -111,14 +135,14 @@ static inline float row_exp(float *s, size_t n, float m)
     return sum;
 }
 
-/* One tile of scores into the running softmax. */
+/* A strip of scores into the running softmax. */
 SIMD_CLONES static void absorb(float *s, size_t ld, size_t rows, size_t cols, float *m, float *l, float *sum, size_t d)
 {
     for (size_t i = 0; i < rows; i++) {
         float best = row_max(s + i * ld, cols, m[i]);
 
         if (best > m[i]) {
-            float shrink = vmath_exp_down(m[i] - best);
+            float shrink = vmath_exp2_down(m[i] - best);
 
             for (size_t j = 0; j < d; j++)
                 sum[i * d + j] *= shrink;
@@ -129,38 +153,73 @@ SIMD_CLONES static void absorb(float *s, size_t ld, size_t rows, size_t cols, fl
     }
 }
 
-static int forward_tile(void *ctx, size_t index, struct err *err)
+/* Where a piece of the forward stands. */
+struct place {
+    size_t q0, rows, at; /* its queries; the first one's element of q and y */
+    float *k, *v, *s;    /* a tile's keys and values, packed; a strip of scores */
+    float *sum, *m, *l;  /* [rows, d], [rows], [rows] */
+};
+
+/* The keys k0 .. k0 + cols - 1, packed, against all queries of the piece, a strip at a time. */
+static void forward_keys(const struct attention *a, const struct place *p, size_t k0, size_t cols)
+{
+    for (size_t r = 0, rows; r < p->rows; r += rows) {
+        struct kernel_call c = {.cols = a->d, .k = cols, .x = p->s, .row = a->ld, .step = 1, .packed = p->v, .y = p->sum + r * a->d,
+                                .ldy = a->d, .alpha = 1, .add = true};
+
+        rows = least(KERNEL_ROWS, p->rows - r);
+        if (a->causal && p->q0 + r + rows <= k0)
+            continue;
+        scores(a, a->scale * log2e, a->q + p->at + r * a->c, rows, p->k, cols, p->s);
+        if (a->causal)
+            mask(p->s, a->ld, rows, cols, p->q0 + r, k0);
+        absorb(p->s, a->ld, rows, cols, p->m + r, p->l + r, p->sum + r * a->d, a->d);
+        c.rows = rows;
+        kernel_multiply(&c);
+    }
+}
+
+SIMD_CLONES static void finish(const struct attention *a, const struct place *p, float *lse)
+{
+    for (size_t i = 0; i < p->rows; i++) {
+        const float *restrict sum = p->sum + i * a->d;
+        float *restrict y = a->y + p->at + i * a->c, inverse = 1 / p->l[i];
+
+        for (size_t j = 0; j < a->d; j++)
+            y[j] = sum[j] * inverse;
+        lse[i] = p->m[i] * ln2 + logf(p->l[i]);
+    }
+}
+
+static int forward_piece(void *ctx, size_t index, struct err *err)
 {
     const struct attention *a = ctx;
-    size_t tiles = (a->tq + TILE_Q - 1) / TILE_Q, q0 = index % tiles * TILE_Q, head = index / tiles % a->heads;
-    size_t n = index / tiles / a->heads, rows = least(TILE_Q, a->tq - q0), d = a->d;
-    size_t end = a->causal ? least(q0 + rows, a->tk) : a->tk, at = (n * a->tq + q0) * a->c + head * d;
-    float *s = a->scratch + (size_t)thread_index() * a->per_thread, *sum = s + a->tile_q * a->ld, *m = sum + a->tile_q * d;
-    float *l = m + a->tile_q;
+    size_t tiles = (a->tq + a->tile_q - 1) / a->tile_q, head = index / tiles % a->heads, n = index / tiles / a->heads;
+    struct place p = {.q0 = index % tiles * a->tile_q, .k = a->scratch + (size_t)thread_index() * a->per_thread};
+    size_t end;
 
     (void)err;
-    memset(sum, 0, rows * d * sizeof *sum);
-    for (size_t i = 0; i < rows; i++) {
-        m[i] = -INFINITY;
-        l[i] = 0;
+    p.rows = least(a->tile_q, a->tq - p.q0);
+    p.at = (n * a->tq + p.q0) * a->c + head * a->d;
+    p.v = p.k + a->keys;
+    p.s = p.v + a->keys;
+    p.sum = p.s + KERNEL_ROWS * a->ld;
+    p.m = p.sum + a->tile_q * a->d;
+    p.l = p.m + a->tile_q;
+    end = a->causal ? least(p.q0 + p.rows, a->tk) : a->tk;
+    memset(p.sum, 0, p.rows * a->d * sizeof *p.sum);
+    for (size_t i = 0; i < p.rows; i++) {
+        p.m[i] = -INFINITY;
+        p.l[i] = 0;
     }
-    for (size_t k0 = 0; k0 < end; k0 += TILE_K) {
-        size_t cols = least(TILE_K, end - k0), key = (n * a->tk + k0) * a->c + head * d;
+    for (size_t k0 = 0; k0 < end; k0 += a->tile_k) {
+        size_t cols = least(a->tile_k, end - k0), key = (n * a->tk + k0) * a->c + head * a->d;
 
-        scores(a, a->scale, a->q + at, rows, a->k + key, cols, s);
-        if (a->causal)
-            mask(s, a->ld, rows, cols, q0, k0);
-        absorb(s, a->ld, rows, cols, m, l, sum, d);
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)d, (int)cols, 1, s, (int)a->ld, a->v + key,
-                    (int)a->c, 1, sum, (int)d);
+        kernel_pack_transposed(p.k, a->d, 0, a->k + key, DT_F32, a->c, a->d, cols);
+        kernel_pack(p.v, cols, 0, a->v + key, DT_F32, a->c, cols, a->d);
+        forward_keys(a, &p, k0, cols);
     }
-    for (size_t i = 0; i < rows; i++) {
-        float *y = a->y + at + i * a->c, inverse = 1 / l[i];
-
-        for (size_t j = 0; j < d; j++)
-            y[j] = sum[i * d + j] * inverse;
-        a->lse[(n * a->heads + head) * a->tq + q0 + i] = m[i] + logf(l[i]);
-    }
+    finish(a, &p, a->lse + (n * a->heads + head) * a->tq + p.q0);
     return 0;
 }
 
@@ -170,75 +229,103 @@ static int forward(const struct op_call *c, struct err *err)
 
     a.y = c->out[Y]->data;
     a.lse = c->out[LSE]->data;
-    return thread_for(a.n * a.heads * ((a.tq + TILE_Q - 1) / TILE_Q), forward_tile, &a, err);
+    return thread_for(a.n * a.heads * ((a.tq + a.tile_q - 1) / a.tile_q), forward_piece, &a, err);
 }
 
-/* From scores s, and dp = dy vT: p = exp(s - lse) in s, ds = scale p (dp - D) in dp. */
+/* From scores s in units of ln 2, and dp = dy vT: p = 2^(s - lse / ln 2) in s, ds = scale p (dp - D) in dp. */
 SIMD_CLONES static void slopes(float *restrict s, float *restrict dp, size_t ld, size_t rows, size_t cols, const float *lse,
                                const float *dot, float scale)
 {
-    for (size_t i = 0; i < rows; i++)
+    for (size_t i = 0; i < rows; i++) {
+        float shift = lse[i] * log2e;
+
         for (size_t j = 0; j < cols; j++) {
-            float p = vmath_exp_down(s[i * ld + j] - lse[i]);
+            float p = vmath_exp2_down(s[i * ld + j] - shift);
 
             s[i * ld + j] = p;
             dp[i * ld + j] = scale * p * (dp[i * ld + j] - dot[i]);
         }
+    }
 }
 
-/* out [m, d] (+)= op(p) [m, k] b [k, d], b and out columns of [.., c] */
-static void gather(const struct attention *a, bool transpose, size_t m, size_t k, const float *p, const float *b, bool add,
+/* out [rows, d], columns of [.., c], (+)= op(p) [rows, k] b [k, d], b packed; turned: p is stored [k, rows] */
+static void gather(const struct attention *a, bool turned, size_t rows, size_t k, const float *p, const float *packed, bool add,
                    float *out)
 {
-    if (out)
-        cblas_sgemm(CblasRowMajor, transpose ? CblasTrans : CblasNoTrans, CblasNoTrans, (int)m, (int)a->d, (int)k, 1, p,
-                    (int)a->ld, b, (int)a->c, add ? 1 : 0, out, (int)a->c);
+    const struct kernel_call c = {.rows = rows, .cols = a->d, .k = k, .x = p, .row = turned ? 1 : a->ld,
+                                  .step = turned ? a->ld : 1, .packed = packed, .y = out, .ldy = a->c, .alpha = 1, .add = add};
+
+    kernel_multiply(&c);
 }
 
-static float *shifted(float *p, size_t by)
+/* What a head of the backward has in scratch, packed: a tile's keys for scores and for dq, its values; a tile's queries and
+ * dy. Then two tiles [tile_q, ld], and D = sum of dy * y for each query. */
+struct room {
+    float *k, *k_rows, *v, *q, *dy, *s, *dp, *dot;
+};
+
+static struct room divide(const struct attention *a)
 {
-    return p ? p + by : NULL;
+    struct room r = {.k = a->scratch + (size_t)thread_index() * a->per_thread};
+
+    r.k_rows = r.k + a->keys;
+    r.v = r.k_rows + a->keys;
+    r.q = r.v + a->keys;
+    r.dy = r.q + a->queries;
+    r.s = r.dy + a->queries;
+    r.dp = r.s + a->tile_q * a->ld;
+    r.dot = r.dp + a->tile_q * a->ld;
+    return r;
 }
 
-/* One tile of keys against one tile of queries. first_q: dk and dv of these keys are still unset; so dq when k0 is 0. */
-static void backward_tile(const struct attention *a, size_t n, size_t head, size_t q0, size_t k0, bool first_q, float *s,
-                          const float *dot)
+/* A packed tile of keys, from element ka of k and v, against a tile of queries. first: dk and dv of these keys are unset. */
+static void backward_tile(const struct attention *a, const struct room *r, size_t lse, size_t q0, size_t qa, size_t k0,
+                          size_t ka, bool first)
 {
-    size_t rows = least(TILE_Q, a->tq - q0), cols = least(TILE_K, a->tk - k0);
-    size_t qa = (n * a->tq + q0) * a->c + head * a->d, ka = (n * a->tk + k0) * a->c + head * a->d;
-    float *dp = s + a->tile_q * a->ld;
+    size_t rows = least(a->tile_q, a->tq - q0), cols = least(a->tile_k, a->tk - k0);
 
-    scores(a, a->scale, a->q + qa, rows, a->k + ka, cols, s);
+    scores(a, a->scale * log2e, a->q + qa, rows, r->k, cols, r->s);
     if (a->causal)
-        mask(s, a->ld, rows, cols, q0, k0);
-    scores(a, 1, a->dy + qa, rows, a->v + ka, cols, dp);
-    slopes(s, dp, a->ld, rows, cols, a->lse + (n * a->heads + head) * a->tq + q0, dot + q0, a->scale);
-    gather(a, true, cols, rows, s, a->dy + qa, !first_q, shifted(a->dv, ka));
-    gather(a, true, cols, rows, dp, a->q + qa, !first_q, shifted(a->dk, ka));
-    gather(a, false, rows, cols, dp, a->k + ka, k0 > 0, shifted(a->dq, qa));
+        mask(r->s, a->ld, rows, cols, q0, k0);
+    scores(a, 1, a->dy + qa, rows, r->v, cols, r->dp);
+    slopes(r->s, r->dp, a->ld, rows, cols, a->lse + lse + q0, r->dot + q0, a->scale);
+    if (a->dv) {
+        kernel_pack(r->dy, rows, 0, a->dy + qa, DT_F32, a->c, rows, a->d);
+        gather(a, true, cols, rows, r->s, r->dy, !first, a->dv + ka);
+    }
+    if (a->dk) {
+        kernel_pack(r->q, rows, 0, a->q + qa, DT_F32, a->c, rows, a->d);
+        gather(a, true, cols, rows, r->dp, r->q, !first, a->dk + ka);
+    }
+    if (a->dq)
+        gather(a, false, rows, cols, r->dp, r->k_rows, k0 > 0, a->dq + qa);
 }
 
 /* A piece is one head of one sample: dq, dk and dv are all summed in one order. */
 static int backward_head(void *ctx, size_t index, struct err *err)
 {
     const struct attention *a = ctx;
-    size_t n = index / a->heads, head = index % a->heads;
-    float *s = a->scratch + (size_t)thread_index() * a->per_thread, *dot = s + 2 * a->tile_q * a->ld;
+    size_t n = index / a->heads, query = n * a->tq * a->c + index % a->heads * a->d;
+    struct room r = divide(a);
 
     (void)err;
     for (size_t i = 0; i < a->tq; i++) {
-        size_t at = (n * a->tq + i) * a->c + head * a->d;
+        size_t at = query + i * a->c;
         float sum = 0;
 
         for (size_t j = 0; j < a->d; j++)
             sum += a->dy[at + j] * a->o[at + j];
-        dot[i] = sum;
+        r.dot[i] = sum;
     }
-    for (size_t k0 = 0; k0 < a->tk; k0 += TILE_K) {
-        size_t start = a->causal ? k0 / TILE_Q * TILE_Q : 0;
+    for (size_t k0 = 0; k0 < a->tk; k0 += a->tile_k) {
+        size_t start = a->causal ? k0 / a->tile_q * a->tile_q : 0, cols = least(a->tile_k, a->tk - k0);
+        size_t ka = (n * a->tk + k0) * a->c + index % a->heads * a->d;
 
-        for (size_t q0 = start; q0 < a->tq; q0 += TILE_Q)
-            backward_tile(a, n, head, q0, k0, q0 == start, s, dot);
+        kernel_pack_transposed(r.k, a->d, 0, a->k + ka, DT_F32, a->c, a->d, cols);
+        kernel_pack_transposed(r.v, a->d, 0, a->v + ka, DT_F32, a->c, a->d, cols);
+        kernel_pack(r.k_rows, cols, 0, a->k + ka, DT_F32, a->c, cols, a->d);
+        for (size_t q0 = start; q0 < a->tq; q0 += a->tile_q)
+            backward_tile(a, &r, index * a->tq, q0, query + q0 * a->c, k0, ka, q0 == start);
     }
     return 0;
 }

@@ -1,78 +1,99 @@
 #include "ref/op/gemm.h"
 
-#include <cblas.h>
 #include <string.h>
 
 #include "ref/base/simd.h"
 #include "ref/base/thread.h"
+#include "ref/op/kernel.h"
 #include "ref/op/vmath.h"
 
-/* A tile is TILE_M rows by about TILE_N columns, its sum cut in panels of TILE_K: a converted panel of W (640 KB) and the rows
- * beside it (512 KB) stay in the caches. 256 rows make the conversion of a panel about a thirtieth of the work on it. */
-enum { TILE_M = 256, TILE_N = 320, TILE_K = 512 };
+/* The weight is packed first, by all threads, as many columns of it as PACK floats hold (4 MB: a shared cache's share); then
+ * each piece of the product is TILE_M rows by about TILE_N columns, its sum cut in pieces of about TILE_K, so that a packed
+ * panel (640 KB) stays in a core's own cache while the rows go by. */
+enum { TILE_M = 8 * KERNEL_ROWS, TILE_N = 320, TILE_K = 512, PACK = 1 << 20 };
+
+struct product {
+    const struct gemm *g;
+    size_t block, tile_n, tile_k; /* columns packed together, columns and depth of a piece */
+    size_t first, cols;           /* the block's */
+    float *packed, *patches;      /* patches: [tile_m, tile_k] a thread */
+    size_t per_thread;            /* floats of it */
+};
 
 static size_t least(size_t a, size_t b)
 {
     return a < b ? a : b;
 }
 
-/* Pieces of n as equal as possible and at most `most` long: their number; *size is the length of all but the last. */
-static size_t cut(size_t n, size_t most, size_t *size)
+/* The length of n's pieces when they are as equal as possible and at most `most` (a multiple of `unit`, as the result is). */
+static size_t piece(size_t n, size_t most, size_t unit)
 {
-    size_t pieces = (n + most - 1) / most;
+    size_t pieces = (n + most - 1) / most, size = (n + pieces - 1) / pieces;
 
-    *size = (n + pieces - 1) / pieces;
-    *size = least((*size + 15) / 16 * 16, most);
-    return (n + *size - 1) / *size;
+    return least((size + unit - 1) / unit * unit, most);
 }
 
-/* Floats of scratch a thread has: rows of X, then a panel of W; each rounded up to whole cache lines. */
-static size_t patch_floats(size_t m, size_t k)
+static size_t count(size_t n, size_t size)
 {
-    return (least(TILE_M, m) * least(TILE_K, k) + 15) / 16 * 16;
+    return (n + size - 1) / size;
 }
 
-static size_t thread_floats(size_t m, size_t n, size_t k)
+/* Columns of a piece: TILE_N, or fewer where there are too few rows to give every thread something to do. */
+static struct product describe(const struct gemm *g)
 {
-    return patch_floats(m, k) + (least(TILE_N, (n + 15) / 16 * 16) * least(TILE_K, k) + 15) / 16 * 16;
+    size_t unit = kernel_columns(), most = PACK / g->k / unit * unit, wide = count(g->m, TILE_M) < 4 ? 2 * unit : TILE_N;
+    struct product p = {.g = g};
+
+    p.block = piece(g->n, most > TILE_N ? most : TILE_N, unit);
+    p.tile_n = piece(least(p.block, g->n), wide, unit);
+    p.tile_k = piece(g->k, TILE_K, 16);
+    p.per_thread = (least(TILE_M, g->m) * least(p.tile_k, g->k) + 15) / 16 * 16;
+    p.packed = g->scratch;
+    p.patches = p.packed ? p.packed + kernel_packed(g->k, p.block) : NULL;
+    return p;
 }
 
 size_t gemm_scratch(size_t m, size_t n, size_t k, int threads)
 {
-    return (size_t)threads * thread_floats(m, n, k) * sizeof(float);
+    const struct gemm g = {.m = m, .n = n, .k = k};
+    struct product p = describe(&g);
+    size_t forward = kernel_packed(k, p.block) + (size_t)threads * p.per_thread;
+    size_t gradient = (size_t)threads * (p.per_thread + kernel_packed(TILE_M, p.tile_k));
+
+    return (forward > gradient ? forward : gradient) * sizeof(float);
 }
 
-/* Converts W rows [r0, r0 + rows) x columns [c0, c0 + cols) in the stored orientation: dst [cols, rows] when transposed,
- * [rows, cols] else. */
-static void convert_panel(const struct gemm_weight *w, float *dst, size_t r0, size_t rows, size_t c0, size_t cols)
+/* Packs rows [r0, r0 + rows) x columns [c0, c0 + cols) of W into dst, at row `at` of panels k deep. */
+static void pack(const struct gemm_weight *w, float *dst, size_t k, size_t r0, size_t rows, size_t c0, size_t cols)
 {
     const char *base = w->data;
     size_t size = dtype_size(w->dtype);
-    size_t lines = w->transposed ? cols : rows, length = w->transposed ? rows : cols;
 
-    for (size_t i = 0; i < lines; i++) {
-        size_t at;
+    if (w->transposed) {
+        kernel_pack_transposed(dst, k, 0, base + (c0 * w->ld + r0) * size, w->dtype, w->ld, rows, cols);
+        return;
+    }
+    for (size_t r = 0, part; r < rows; r += part) {
+        size_t period = w->period ? w->period : rows + r0, in = (r0 + r) % period;
 
-        if (w->transposed)
-            at = (c0 + i) * w->ld + r0;
-        else if (w->period)
-            at = (r0 + i) / w->period * w->jump + (r0 + i) % w->period * w->ld + c0;
-        else
-            at = (r0 + i) * w->ld + c0;
-        dtype_convert(dst + i * length, DT_F32, base + at * size, w->dtype, length);
+        part = least(period - in, rows - r);
+        kernel_pack(dst, k, r, base + ((r0 + r) / period * w->jump + in * w->ld + c0) * size, w->dtype, w->ld, part, cols);
     }
 }
 
-/* f32 weights need no panel: BLAS reads them where they are. */
-static const float *panel(const struct gemm_weight *w, float *dst, size_t r0, size_t rows, size_t c0, size_t cols, size_t *ld)
+/* One panel of the block, one piece of its depth. A piece of the depth is packed as a matrix of its own. */
+static int pack_panel(void *ctx, size_t index, struct err *err)
 {
-    if (w->dtype == DT_F32 && !w->period) {
-        *ld = w->ld;
-        return (const float *)w->data + (w->transposed ? c0 * w->ld + r0 : r0 * w->ld + c0);
-    }
-    convert_panel(w, dst, r0, rows, c0, cols);
-    *ld = w->transposed ? rows : cols;
-    return dst;
+    const struct product *p = ctx;
+    const struct gemm *g = p->g;
+    size_t depths = count(g->k, p->tile_k), k0 = index % depths * p->tile_k, kk = least(p->tile_k, g->k - k0);
+    size_t c0 = index / depths * kernel_columns();
+
+    (void)err;
+    /* a piece begins behind the pieces before it, whose panels are all as wide as this block's */
+    pack(&g->w, p->packed + kernel_packed(k0, p->cols) + kernel_packed(kk, c0), kk, k0, kk, p->first + c0,
+         least(kernel_columns(), p->cols - c0));
+    return 0;
 }
 
 #define ACTIVATE(name, f)                                                                                          \
@@ -127,25 +148,24 @@ static void end_tile(const struct gemm *g, size_t m0, size_t rows, size_t n0, si
 
 static int run_tile(void *ctx, size_t index, struct err *err)
 {
-    const struct gemm *g = ctx;
-    size_t size_n, across = cut(g->n, TILE_N, &size_n);
-    size_t m0 = index / across * TILE_M, n0 = index % across * size_n;
-    size_t rows = least(TILE_M, g->m - m0), cols = least(size_n, g->n - n0);
-    float *patch = (float *)g->scratch + (size_t)thread_index() * thread_floats(g->m, g->n, g->k);
-    float *converted = patch + patch_floats(g->m, g->k), scale = g->scale != 0 ? g->scale : 1;
-    bool add = start_tile(g, m0, rows, n0, cols);
+    const struct product *p = ctx;
+    const struct gemm *g = p->g;
+    size_t down = count(g->m, TILE_M), m0 = index % down * TILE_M, rows = least(TILE_M, g->m - m0);
+    size_t c0 = index / down * p->tile_n, cols = least(p->tile_n, p->cols - c0), n0 = p->first + c0;
+    float *patch = p->patches + (size_t)thread_index() * p->per_thread;
+    struct kernel_call c = {.rows = rows, .cols = cols, .row = g->ldx, .step = 1, .y = g->y + m0 * g->ldy + n0, .ldy = g->ldy,
+                            .alpha = g->scale != 0 ? g->scale : 1, .add = start_tile(g, m0, rows, n0, cols)};
 
     (void)err;
-    for (size_t k0 = 0; k0 < g->k; k0 += TILE_K) {
-        size_t kk = least(TILE_K, g->k - k0), ldw, ldx = g->ldx;
-        const float *w = panel(&g->w, converted, k0, kk, n0, cols, &ldw), *x = g->x ? g->x + m0 * ldx + k0 : patch;
-
+    for (size_t k0 = 0; k0 < g->k; k0 += p->tile_k, c.add = true) {
+        c.k = least(p->tile_k, g->k - k0);
+        c.packed = p->packed + kernel_packed(k0, p->cols) + kernel_packed(c.k, c0);
+        c.x = g->x ? g->x + m0 * g->ldx + k0 : patch;
         if (!g->x) {
-            g->rows(g->ctx, patch, m0, rows, k0, kk);
-            ldx = kk;
+            g->rows(g->ctx, patch, m0, rows, k0, c.k);
+            c.row = c.k;
         }
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, g->w.transposed ? CblasTrans : CblasNoTrans, (int)rows, (int)cols, (int)kk,
-                    scale, x, (int)ldx, w, (int)ldw, add || k0 ? 1 : 0, g->y + m0 * g->ldy + n0, (int)g->ldy);
+        kernel_multiply(&c);
     }
     end_tile(g, m0, rows, n0, cols);
     return 0;
@@ -153,14 +173,19 @@ static int run_tile(void *ctx, size_t index, struct err *err)
 
 int gemm_run(const struct gemm *g, struct err *err)
 {
-    struct gemm copy = *g;
-    size_t size_n, down = (g->m + TILE_M - 1) / TILE_M;
+    struct product p = describe(g);
 
-    return thread_for(down * cut(g->n, TILE_N, &size_n), run_tile, &copy, err);
+    for (p.first = 0; p.first < g->n; p.first += p.block) {
+        p.cols = least(p.block, g->n - p.first);
+        if (thread_for(count(p.cols, kernel_columns()) * count(g->k, p.tile_k), pack_panel, &p, err) < 0 ||
+            thread_for(count(g->m, TILE_M) * count(p.cols, p.tile_n), run_tile, &p, err) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 struct gradient {
-    const struct gemm *g;
+    struct product p;
     const float *dy;
     float *dw;
 };
@@ -169,28 +194,29 @@ struct gradient {
 static int gradient_tile(void *ctx, size_t index, struct err *err)
 {
     const struct gradient *d = ctx;
-    const struct gemm *g = d->g;
-    size_t k0 = index * TILE_K, kk = least(TILE_K, g->k - k0);
-    float *patch = (float *)g->scratch + (size_t)thread_index() * thread_floats(g->m, g->n, g->k);
+    const struct gemm *g = d->p.g;
+    size_t tile = d->p.tile_k, k0 = index * tile, kk = least(tile, g->k - k0);
+    float *patch = (float *)g->scratch + (size_t)thread_index() * (d->p.per_thread + kernel_packed(TILE_M, tile));
+    float *packed = patch + d->p.per_thread;
 
     (void)err;
     for (size_t m0 = 0; m0 < g->m; m0 += TILE_M) {
-        size_t rows = least(TILE_M, g->m - m0), ldx = g->ldx;
-        const float *x = g->x ? g->x + m0 * ldx + k0 : patch;
+        size_t rows = least(TILE_M, g->m - m0), ldx = g->x ? g->ldx : kk;
+        struct kernel_call c = {.rows = g->n, .cols = kk, .k = rows, .x = d->dy + m0 * g->n, .row = 1, .step = g->n,
+                                .packed = packed, .y = d->dw + k0, .ldy = g->k, .alpha = g->scale != 0 ? g->scale : 1,
+                                .add = m0 > 0};
 
-        if (!g->x) {
+        if (!g->x)
             g->rows(g->ctx, patch, m0, rows, k0, kk);
-            ldx = kk;
-        }
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)g->n, (int)kk, (int)rows, g->scale != 0 ? g->scale : 1,
-                    d->dy + m0 * g->n, (int)g->n, x, (int)ldx, m0 ? 1 : 0, d->dw + k0, (int)g->k);
+        kernel_pack(packed, rows, 0, g->x ? g->x + m0 * ldx + k0 : patch, DT_F32, ldx, rows, kk);
+        kernel_multiply(&c);
     }
     return 0;
 }
 
 int gemm_weight_gradient(const struct gemm *g, const float *dy, float *dw, struct err *err)
 {
-    struct gradient d = {g, dy, dw};
+    struct gradient d = {describe(g), dy, dw};
 
-    return thread_for((g->k + TILE_K - 1) / TILE_K, gradient_tile, &d, err);
+    return thread_for(count(g->k, d.p.tile_k), gradient_tile, &d, err);
 }

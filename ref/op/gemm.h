@@ -2,8 +2,8 @@
  *
  *     y [m, n] = act(scale * X [m, k] W [k, n] + bias [n] + residual [m, n])
  *
- * X is a matrix, or rows that a callback lays out (a convolution's patches). W is read a panel at a time, converted to f32
- * in scratch, so no f32 copy of a weight ever exists. The work is cut in tiles of fixed shape; single-threaded BLAS inside.
+ * X is a matrix, or rows that a callback lays out (a convolution's patches). W is packed a block at a time, converted to
+ * f32 in scratch, so no f32 copy of a weight ever exists. The work is cut in tiles of fixed shape for kernel.h.
  */
 #ifndef REF_OP_GEMM_H
 #define REF_OP_GEMM_H

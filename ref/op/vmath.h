@@ -48,24 +48,24 @@ static inline float vmath_exp(float x)
     return x < -86.9f ? 0.0f : p;
 }
 
-/* e^x as above for x <= 0 (a softmax's x - max), with nothing spent on large x: right up to 88. */
-static inline float vmath_exp_down(float x)
+/* 2^x for x <= 0 (a softmax's x - max, in units of ln 2) within 2 units in the last place; 0 below -126. With the integer part
+ * taken off exactly, what is left needs one polynomial. */
+static inline float vmath_exp2_down(float x)
 {
     const float magic = 0x1.8p23f;
-    float z = x < -86.9f ? -86.9f : x;
-    float shifted = z * 0x1.715476p0f + magic, n = shifted - magic;
-    float r = (z - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
-    float p = 0x1.a01a02p-13f;
+    float z = x < -126.0f ? -126.0f : x;
+    float shifted = z + magic, r = z - (shifted - magic);
+    float p = 0x1.4258d8p-13f;
     uint32_t k = vmath_bits(shifted) - vmath_bits(magic);
 
-    p = p * r + 0x1.6c16c2p-10f;
-    p = p * r + 0x1.111112p-7f;
-    p = p * r + 0x1.555556p-5f;
-    p = p * r + 0x1.555556p-3f;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
+    p = p * r + 0x1.5f44dcp-10f;
+    p = p * r + 0x1.3b2cc4p-7f;
+    p = p * r + 0x1.c6aed6p-5f;
+    p = p * r + 0x1.ebfbdcp-3f;
+    p = p * r + 0x1.62e43p-1f;
+    p = p * r + 1.0f;
     p = p * vmath_float((k + 127) << 23);
-    return x < -86.9f ? 0.0f : p;
+    return x < -126.0f ? 0.0f : p;
 }
 
 /* erf(x) within 2e-7: x P(x^2) up to 1, beyond it 1 - exp(Q(x)). */

@@ -1,16 +1,16 @@
 #include "ref/op/winograd.h"
 
-#include <cblas.h>
 #include <string.h>
 
 #include "ref/base/simd.h"
 #include "ref/base/thread.h"
+#include "ref/op/kernel.h"
 
 /* Windows are taken BLOCK_TILES at a time, or as many more as BLOCK_FLOATS of transformed input hold (a shared cache's
  * worth); all threads transform them, then each computes some columns of the result: PANEL_OUT output channels, whose weights
  * are transformed PANEL_IN input channels at a time. So a weight is transformed once for 256 windows or more. */
 enum { EDGE = 4, WINDOW = 6, POINTS = 36, TAPS = 9, VECTOR = 16 };
-enum { BLOCK_TILES = 256, MOST_TILES = 1024, BLOCK_FLOATS = 3 << 20, PANEL_OUT = 80, PANEL_IN = 320, STRIP = 8, CHUNK = 160 };
+enum { BLOCK_TILES = 256, MOST_TILES = 1024, BLOCK_FLOATS = 3 << 20, PANEL_OUT = 80, PANEL_IN = 160, STRIP = 8, CHUNK = 160, DEPTH = 32 };
 enum { FEW_TILES = 16, FEW_OUT = 64 }; /* measured: 16 windows take 0.75 of the time of panels of 80 */
 
 /* sqrt 2, 1 / sqrt 2, 1 / (2 sqrt 2), 2 sqrt 2 */
@@ -22,8 +22,9 @@ struct work {
     size_t most, out, in;       /* windows of a block, channels of a panel */
     size_t first, count;        /* the block's windows */
     float *v, *own;             /* v [36, most, c]: the input transformed; then each thread's floats: */
-    size_t lines, u, m;         /* rows on their way: [36, CHUNK] of input, [9 + 18, panel] of weights, [16 + 24, out] of
-                                 * output; then weights [36, out x in] and products [36, most, out] */
+    size_t lines, u, m;         /* rows on their way: [36, CHUNK] of input, [9 + 18, DEPTH x panel] of weights, [16 + 24, out]
+                                 * of output; then packed weights [36, points] and products [36, most, out] */
+    size_t points;
 };
 
 static size_t least(size_t a, size_t b)
@@ -52,16 +53,17 @@ static size_t piece(size_t n, size_t most)
 static struct work describe(const struct winograd *g)
 {
     struct work k = {.g = g, .across = (g->ow + EDGE - 1) / EDGE, .down = (g->oh + EDGE - 1) / EDGE, .v = g->scratch};
-    size_t most = BLOCK_FLOATS / POINTS / g->c, longest;
+    size_t most = BLOCK_FLOATS / POINTS / g->c;
 
     most = most < BLOCK_TILES ? BLOCK_TILES : least(most, MOST_TILES);
     k.tiles = g->n * k.across * k.down;
     k.most = piece(k.tiles, most);
     k.out = piece(g->oc, k.tiles > FEW_TILES ? PANEL_OUT : FEW_OUT);
     k.in = piece(g->c, PANEL_IN);
-    longest = most_of(k.in, k.out);
-    k.lines = most_of(WINDOW * WINDOW * CHUNK, most_of(3 * TAPS * whole(longest), (EDGE + WINDOW) * EDGE * whole(k.out)));
-    k.u = POINTS * whole(k.in * k.out);
+    k.lines = most_of(WINDOW * WINDOW * CHUNK,
+                      most_of(3 * TAPS * kernel_packed(DEPTH, kernel_columns()), (EDGE + WINDOW) * EDGE * whole(k.out)));
+    k.points = whole(kernel_packed(k.in, k.out));
+    k.u = POINTS * k.points;
     k.m = POINTS * whole(k.most * k.out);
     k.own = k.v ? k.v + POINTS * whole(k.most * g->c) : NULL;
     return k;
@@ -218,19 +220,24 @@ static int transform_input(void *ctx, size_t index, struct err *err)
     return 0;
 }
 
-/* u: [36, outs, ins] of a forward, [36, ins, outs] of a backward: lines run as they do in the file */
+/* u: 36 packed panels (kernel.h) of [ins, outs]. The taps are packed first, a few input channels at a time, so that the
+ * transform goes along the packed order and its results need no other. */
 static void transform_weights(const struct work *k, float *lines, float *u, size_t o0, size_t outs, size_t c0, size_t ins)
 {
     const struct winograd *g = k->g;
-    size_t count = g->back ? ins : outs, n = g->back ? outs : ins, width = g->back ? g->oc : g->c, size = dtype_size(g->dtype);
+    size_t width = g->back ? g->oc : g->c, size = dtype_size(g->dtype), unit = kernel_columns();
 
-    for (size_t i = 0; i < count; i++) {
-        const char *w = (const char *)g->weight + ((g->back ? c0 : o0) + i) * TAPS * width * size + (g->back ? o0 : c0) * size;
+    for (size_t o = 0; o < outs; o += unit)
+        for (size_t c = 0; c < ins; c += DEPTH) {
+            size_t cols = least(unit, outs - o), depth = least(DEPTH, ins - c), n = kernel_packed(depth, cols);
+            size_t row = g->back ? c0 + c : o0 + o, col = g->back ? o0 + o : c0 + c;
+            const char *w = (const char *)g->weight + (row * TAPS * width + col) * size;
 
-        for (size_t tap = 0; tap < TAPS; tap++)
-            dtype_convert(lines + tap * n, DT_F32, w + tap * width * size, g->dtype, n);
-        weight_window(u + i * n, whole(k->in * k->out), lines, lines + TAPS * n, g->back, n);
-    }
+            for (size_t tap = 0; tap < TAPS; tap++)
+                (g->back ? kernel_pack : kernel_pack_transposed)(lines + tap * n, depth, 0, w + tap * width * size, g->dtype,
+                                                                 TAPS * width, depth, cols);
+            weight_window(u + kernel_packed(ins, o) + kernel_packed(c, cols), k->points, lines, lines + TAPS * n, g->back, n);
+        }
 }
 
 static void transform_output(const struct work *k, float *lines, const float *m, size_t o0, size_t outs)
@@ -257,8 +264,7 @@ static int multiply(void *ctx, size_t index, struct err *err)
 {
     const struct work *k = ctx;
     const struct winograd *g = k->g;
-    size_t o0 = index * k->out, outs = least(k->out, g->oc - o0);
-    size_t vs = whole(k->most * g->c), us = whole(k->in * k->out), ms = whole(k->most * k->out);
+    size_t o0 = index * k->out, outs = least(k->out, g->oc - o0), vs = whole(k->most * g->c), ms = whole(k->most * k->out);
     float *lines = thread_floats(k), *u = lines + k->lines, *m = u + k->u;
 
     (void)err;
@@ -266,10 +272,13 @@ static int multiply(void *ctx, size_t index, struct err *err)
         size_t ins = least(k->in, g->c - c0);
 
         transform_weights(k, lines, u, o0, outs, c0, ins);
-        for (size_t p = 0; p < POINTS; p++)
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, g->back ? CblasNoTrans : CblasTrans, (int)k->count, (int)outs, (int)ins, 1,
-                        k->v + p * vs + c0, (int)g->c, u + p * us, (int)(g->back ? outs : ins), c0 ? 1 : 0, m + p * ms,
-                        (int)outs);
+        for (size_t p = 0; p < POINTS; p++) {
+            const struct kernel_call c = {.rows = k->count, .cols = outs, .k = ins, .x = k->v + p * vs + c0, .row = g->c,
+                                          .step = 1, .packed = u + p * k->points, .y = m + p * ms, .ldy = outs, .alpha = 1,
+                                          .add = c0 > 0};
+
+            kernel_multiply(&c);
+        }
     }
     transform_output(k, lines, m, o0, outs);
     return 0;

@@ -2,7 +2,7 @@
  *
  *     y = AT [(G w GT) * (BT x B)] A          (Lavin and Gray 2016)
  *
- * for each 6x6 window of x, its inner product over channels being 36 matrix products for BLAS. The interpolation points are
+ * for each 6x6 window of x, its inner product over channels being 36 matrix products (kernel.h). The interpolation points are
  * 0, +-1/sqrt 2, +-sqrt 2 and infinity: evenly spread about 1, so that the transforms swell the least. With unit normal x and
  * 640 channels the error is 2.2e-6 of y (root mean square); the usual 0, +-1, +-2 give 4.8e-6, a plain f32 sum 4.6e-7.
  *

@@ -1,0 +1,227 @@
+/* Compiled at full optimisation in every flavour, with products and sums contracted where the machine can (Makefile): a
+ * register tile is only one when its loops are unrolled. */
+#include "ref/op/kernel.h"
+
+#include <string.h>
+
+#include "ref/base/simd.h"
+
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float sixteen __attribute__((vector_size(64), aligned(4), may_alias));
+
+/* y [R, columns of N vectors] (+)= alpha * x b */
+typedef void tile_fn(float *y, size_t ldy, const float *x, size_t row, size_t step, const float *b, size_t k, float alpha,
+                     bool add);
+
+#define TILE(name, isa, vector, R, N)                                                                                      \
+    isa static void name(float *y, size_t ldy, const float *x, size_t row, size_t step, const float *b, size_t k,          \
+                         float alpha, bool add)                                                                            \
+    {                                                                                                                      \
+        enum { LANES = sizeof(vector) / sizeof(float) };                                                                   \
+        vector sum[R][N];                                                                                                  \
+                                                                                                                           \
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                               \
+            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) sum[i][j] = (vector){0};                                   \
+        for (size_t p = 0; p < k; p++, x += step, b += N * LANES) {                                                        \
+            vector w[N];                                                                                                   \
+            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) w[j] = *(const vector *)(b + j * LANES);                   \
+            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                           \
+                _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) sum[i][j] += x[(size_t)i * row] * w[j];                \
+        }                                                                                                                  \
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                               \
+            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) {                                                          \
+                vector *out = (vector *)(y + (size_t)i * ldy + j * LANES);                                                 \
+                *out = add ? *out + alpha * sum[i][j] : alpha * sum[i][j];                                                 \
+            }                                                                                                              \
+    }
+
+/* Heights of tiles, tallest first; a block of rows is cut in them greedily. Widths: two vectors, one, half of one. */
+enum { HEIGHTS = 5, WIDTHS = 3 };
+
+struct shape_set {
+    size_t height[HEIGHTS];
+    size_t width[WIDTHS];
+    tile_fn *tile[HEIGHTS][WIDTHS];
+};
+
+#define TILES(set, isa, whole, part, R)      \
+    TILE(set##_##R##_2, isa, whole, R, 2)    \
+    TILE(set##_##R##_1, isa, whole, R, 1)    \
+    TILE(set##_##R##_half, isa, part, R, 1)
+
+#define ROW(set, R) {set##_##R##_2, set##_##R##_1, set##_##R##_half}
+
+#define SET(set, isa, whole, part, R4, R3, R2)                                               \
+    TILES(set, isa, whole, part, R4)                                                         \
+    TILES(set, isa, whole, part, R3)                                                         \
+    TILES(set, isa, whole, part, R2)                                                         \
+    TILES(set, isa, whole, part, 2)                                                          \
+    TILES(set, isa, whole, part, 1)                                                          \
+    static const struct shape_set set = {                                                    \
+        {R4, R3, R2, 2, 1},                                                                  \
+        {2 * sizeof(whole) / sizeof(float), sizeof(whole) / sizeof(float), sizeof(part) / sizeof(float)}, \
+        {ROW(set, R4), ROW(set, R3), ROW(set, R2), ROW(set, 2), ROW(set, 1)}}
+
+SET(set_four, , four, four, 6, 4, 3);
+SET(set_eight, SIMD_V3, eight, four, 6, 4, 3);
+SET(set_sixteen, SIMD_V4, sixteen, eight, 12, 8, 4);
+
+static enum simd_level limit = SIMD_LEVEL_V4;
+
+void kernel_limit(enum simd_level most)
+{
+    limit = most;
+}
+
+static const struct shape_set *tiles(void)
+{
+    enum simd_level level = simd_level() < limit ? simd_level() : limit;
+
+    return level == SIMD_LEVEL_V4 ? &set_sixteen : level == SIMD_LEVEL_V3 ? &set_eight : &set_four;
+}
+
+/* Which width the panel has that starts with `left` columns to go: the narrowest that holds them, else the widest. */
+static int width_of(const struct shape_set *s, size_t left)
+{
+    int i = WIDTHS - 1;
+
+    while (i > 0 && s->width[i] < left)
+        i--;
+    return i;
+}
+
+size_t kernel_packed(size_t k, size_t n)
+{
+    const struct shape_set *s = tiles();
+    size_t whole = n / s->width[0] * s->width[0];
+
+    return k * (whole + (n > whole ? s->width[width_of(s, n - whole)] : 0));
+}
+
+size_t kernel_columns(void)
+{
+    return tiles()->width[0];
+}
+
+/* Columns that the panel lacks are zeros. */
+static void clear_beyond(float *dst, size_t rows, size_t cols, size_t width)
+{
+    for (size_t r = 0; cols < width && r < rows; r++)
+        memset(dst + r * width + cols, 0, (width - cols) * sizeof *dst);
+}
+
+static const void *element(const void *src, enum dtype dtype, size_t i)
+{
+    return (const char *)src + i * dtype_size(dtype);
+}
+
+void kernel_pack(float *dst, size_t k, size_t at, const void *src, enum dtype dtype, size_t ld, size_t rows, size_t n)
+{
+    const struct shape_set *s = tiles();
+
+    for (size_t c = 0, width; c < n; c += width, dst += k * width) {
+        size_t cols = n - c;
+
+        width = s->width[width_of(s, cols)];
+        cols = cols < width ? cols : width;
+        for (size_t r = 0; r < rows; r++)
+            dtype_convert(dst + (at + r) * width, DT_F32, element(src, dtype, r * ld + c), dtype, cols);
+        clear_beyond(dst + at * width, rows, cols, width);
+    }
+}
+
+/* dst [rows, width] from src [cols, rows]: blocks of 4 x 4 in registers, the edges one by one */
+SIMD_CLONES static void turn(float *restrict dst, size_t width, const float *restrict src, size_t ld, size_t rows, size_t cols)
+{
+    size_t c = 0;
+
+    for (; c + 4 <= cols; c += 4) {
+        const float *s = src + c * ld;
+        size_t r = 0;
+
+        for (; r + 4 <= rows; r += 4) {
+            four a = *(const four *)(s + r), b = *(const four *)(s + ld + r);
+            four d = *(const four *)(s + 2 * ld + r), e = *(const four *)(s + 3 * ld + r);
+            four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            four de = __builtin_shufflevector(d, e, 0, 4, 1, 5), de2 = __builtin_shufflevector(d, e, 2, 6, 3, 7);
+            float *y = dst + r * width + c;
+
+            *(four *)y = __builtin_shufflevector(ab, de, 0, 1, 4, 5);
+            *(four *)(y + width) = __builtin_shufflevector(ab, de, 2, 3, 6, 7);
+            *(four *)(y + 2 * width) = __builtin_shufflevector(ab2, de2, 0, 1, 4, 5);
+            *(four *)(y + 3 * width) = __builtin_shufflevector(ab2, de2, 2, 3, 6, 7);
+        }
+        for (; r < rows; r++)
+            for (size_t i = 0; i < 4; i++)
+                dst[r * width + c + i] = s[i * ld + r];
+    }
+    for (; c < cols; c++)
+        for (size_t r = 0; r < rows; r++)
+            dst[r * width + c] = src[c * ld + r];
+}
+
+/* A panel's columns of another type are converted a piece at a time, on the stack. */
+enum { PIECE = 128, WIDEST = 32 };
+
+void kernel_pack_transposed(float *dst, size_t k, size_t at, const void *src, enum dtype dtype, size_t ld, size_t rows,
+                            size_t n)
+{
+    const struct shape_set *s = tiles();
+
+    for (size_t c = 0, width; c < n; c += width, dst += k * width) {
+        size_t cols = n - c;
+
+        width = s->width[width_of(s, cols)];
+        cols = cols < width ? cols : width;
+        for (size_t r = 0; dtype != DT_F32 && r < rows; r += PIECE) {
+            size_t count = rows - r < PIECE ? rows - r : PIECE;
+            float line[WIDEST * PIECE];
+
+            for (size_t j = 0; j < cols; j++)
+                dtype_convert(line + j * PIECE, DT_F32, element(src, dtype, (c + j) * ld + r), dtype, count);
+            turn(dst + (at + r) * width, width, line, PIECE, count, cols);
+        }
+        if (dtype == DT_F32)
+            turn(dst + at * width, width, (const float *)src + c * ld, ld, rows, cols);
+        clear_beyond(dst + at * width, rows, cols, width);
+    }
+}
+
+/* A panel that is wider than the columns left: by way of a tile of its own. */
+static void edge(const struct kernel_call *c, tile_fn *tile, size_t width, size_t r, size_t rows, size_t col, const float *b)
+{
+    float y[KERNEL_ROWS * WIDEST];
+    size_t cols = c->cols - col;
+
+    tile(y, width, c->x + r * c->row, c->row, c->step, b, c->k, c->alpha, false);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) {
+            float *out = c->y + (r + i) * c->ldy + col + j;
+
+            *out = c->add ? *out + y[i * width + j] : y[i * width + j];
+        }
+}
+
+void kernel_multiply(const struct kernel_call *c)
+{
+    const struct shape_set *s = tiles();
+    int h = 0;
+
+    for (size_t r = 0, rows; r < c->rows; r += rows) {
+        const float *b = c->packed;
+
+        while (s->height[h] > c->rows - r)
+            h++;
+        rows = s->height[h];
+        for (size_t col = 0, width; col < c->cols; col += width, b += c->k * width) {
+            int w = width_of(s, c->cols - col);
+
+            width = s->width[w];
+            if (width > c->cols - col)
+                edge(c, s->tile[h][w], width, r, rows, col, b);
+            else
+                s->tile[h][w](c->y + r * c->ldy + col, c->ldy, c->x + r * c->row, c->row, c->step, b, c->k, c->alpha, c->add);
+        }
+    }
+}
