@@ -7,6 +7,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "cmd/page.h"
 #include "formats/output.h"
 
 static bool ends_with(const char *s, const char *end)
@@ -72,108 +73,47 @@ json_t *extract_report_json(const struct extract_plan *p, const struct extract_t
 
 /* ---- HTML ---- */
 
-static void text(FILE *out, const char *s)
-{
-    for (; *s; s++)
-        switch (*s) {
-        case '<':
-            fputs("&lt;", out);
-            break;
-        case '>':
-            fputs("&gt;", out);
-            break;
-        case '&':
-            fputs("&amp;", out);
-            break;
-        case '"':
-            fputs("&quot;", out);
-            break;
-        default:
-            fputc(*s, out);
-        }
-}
-
-static const char style[] =
-    ":root{--page:#f6f7f9;--card:#fff;--ink:#1b1f24;--soft:#5d6670;--line:#e2e6ea;--unet:#2f6fd0;--text:#c2571a;--quiet:#c9d2dc}"
-    "@media(prefers-color-scheme:dark){:root{--page:#14171b;--card:#1d2126;--ink:#e8ebee;--soft:#98a2ad;--line:#30363d;"
-    "--unet:#6ea4f4;--text:#ee9457;--quiet:#454e58}}"
-    "*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}"
-    "main{max-width:980px;margin:0 auto;padding:32px 20px 60px}h1{font-size:26px;margin:0;overflow-wrap:anywhere}"
-    "h2{font-size:17px;margin:0 0 2px}p{margin:0 0 12px;color:var(--soft)}"
-    "section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:18px 20px;margin-top:18px}"
-    ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:12px;margin-top:18px}"
-    ".tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px}"
-    ".tile b{display:block;font-size:22px;font-weight:600}.tile span{color:var(--soft);font-size:13px}"
-    "svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:12px}.grid{stroke:var(--line)}"
-    ".unet{stroke:var(--unet);fill:none}.text{stroke:var(--text);fill:none}.thin{stroke-width:1;opacity:.28}"
-    ".key{display:inline-block;width:12px;height:3px;vertical-align:middle;margin:0 5px 0 14px}"
-    ".scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13.5px}"
-    "td,th{padding:4px 8px 4px 0;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}"
-    "th{color:var(--soft);font-weight:500;border-top:0}td:first-child,th:first-child{text-align:left}"
-    "td:first-child{font-family:ui-monospace,monospace;font-size:12.5px}summary{cursor:pointer;color:var(--soft)}"
-    ".bar{background:var(--quiet);border-radius:3px;height:8px;width:56px;display:inline-block;vertical-align:middle}"
-    ".bar i{display:block;height:8px;border-radius:3px;background:var(--unet)}footer{color:var(--soft);font-size:13px;margin-top:22px}";
-
-static void tile(FILE *out, const char *label, const char *value)
-{
-    fprintf(out, "<div class=tile><b>%s</b><span>%s</span></div>", value, label);
-}
-
 static void print_tiles(FILE *out, const struct extract_totals *t, const struct extract_facts *f)
 {
     char v[64];
 
     fputs("<div class=tiles>", out);
     snprintf(v, sizeof v, "%.2f %%", 100 * t->kept);
-    tile(out, "energy kept, in all", v);
+    page_tile(out, "energy kept, in all", v);
     snprintf(v, sizeof v, "%.2f %%", 100 * t->kept_median);
-    tile(out, "median module", v);
+    page_tile(out, "median module", v);
     if (t->min_rank == t->max_rank)
         snprintf(v, sizeof v, "%zu", t->max_rank);
     else
         snprintf(v, sizeof v, "%zu&ndash;%zu", t->min_rank, t->max_rank);
-    tile(out, "rank", v);
+    page_tile(out, "rank", v);
     snprintf(v, sizeof v, "%zu + %zu", t->part[MODEL_UNET], t->part[MODEL_TEXT_ENCODER]);
-    tile(out, "modules: U-Net + text encoder", v);
-    tile(out, "file", command_bytes(f->bytes, v, sizeof v));
+    page_tile(out, "modules: U-Net + text encoder", v);
+    page_tile(out, "file", command_bytes(f->bytes, v, sizeof v));
     snprintf(v, sizeof v, "%.2f s", f->seconds);
-    tile(out, "time", v);
+    page_tile(out, "time", v);
     fputs("</div>", out);
-}
-
-/* A frame of charts: x from 60 to 920, y from 20 to 250 */
-enum { LEFT = 60, RIGHT = 920, TOP = 16, BOTTOM = 246 };
-
-static void level(FILE *out, double y, const char *label)
-{
-    fprintf(out, "<line class=grid x1=%d x2=%d y1=%.1f y2=%.1f /><text x=%d y=%.1f text-anchor=end>%s</text>", LEFT, RIGHT, y, y,
-            LEFT - 8, y + 4, label);
 }
 
 static double rank_x(double rank, double most)
 {
-    return LEFT + (RIGHT - LEFT) * (most > 1 ? log2(rank) / log2(most) : 0.5);
+    return PAGE_LEFT + (PAGE_RIGHT - PAGE_LEFT) * (most > 1 ? log2(rank) / log2(most) : 0.5);
 }
 
 static void rank_axis(FILE *out, double most)
 {
     for (double r = 1; r <= most; r *= 2)
-        fprintf(out, "<text x=%.1f y=%d text-anchor=middle>%.0f</text>", rank_x(r, most), BOTTOM + 18, r);
-    fprintf(out, "<text x=%d y=%d text-anchor=end>rank</text>", RIGHT, BOTTOM + 34);
-}
-
-static double percent_y(double share)
-{
-    return BOTTOM - (BOTTOM - TOP) * (share < 0 ? 0 : share > 1 ? 1 : share);
+        fprintf(out, "<text x=%.1f y=%d text-anchor=middle>%.0f</text>", rank_x(r, most), PAGE_BOTTOM + 18, r);
+    fprintf(out, "<text x=%d y=%d text-anchor=end>rank</text>", PAGE_RIGHT, PAGE_BOTTOM + 34);
 }
 
 static void percent_axis(FILE *out)
 {
-    level(out, percent_y(0), "0 %");
-    level(out, percent_y(0.25), "25 %");
-    level(out, percent_y(0.5), "50 %");
-    level(out, percent_y(0.75), "75 %");
-    level(out, percent_y(1), "100 %");
+    page_level(out, page_y(0), "0 %");
+    page_level(out, page_y(0.25), "25 %");
+    page_level(out, page_y(0.5), "50 %");
+    page_level(out, page_y(0.75), "75 %");
+    page_level(out, page_y(1), "100 %");
 }
 
 static void print_by_rank(FILE *out, const struct extract_totals *t)
@@ -185,22 +125,22 @@ static void print_by_rank(FILE *out, const struct extract_totals *t)
           out);
     if (sure < t->ranks)
         fprintf(out, "; up to rank %zu computed, dashed: at least this much", sure);
-    fputs(".</p><svg viewBox='0 0 940 288'>", out);
+    fputs(".</p>" PAGE_CHART, out);
     percent_axis(out);
     rank_axis(out, most);
     fputs("<polyline class=unet stroke-width=2.5 points='", out);
     for (size_t r = 0; r < sure; r++)
-        fprintf(out, "%.1f,%.1f ", rank_x((double)r + 1, most), percent_y(t->by_rank[r]));
+        fprintf(out, "%.1f,%.1f ", rank_x((double)r + 1, most), page_y(t->by_rank[r]));
     fputs("'/>", out);
     if (sure < t->ranks) {
         fputs("<polyline class=unet stroke-width=2 stroke-dasharray='5 5' points='", out);
         for (size_t r = sure ? sure - 1 : 0; r < t->ranks; r++)
-            fprintf(out, "%.1f,%.1f ", rank_x((double)r + 1, most), percent_y(t->by_rank[r]));
+            fprintf(out, "%.1f,%.1f ", rank_x((double)r + 1, most), page_y(t->by_rank[r]));
         fputs("'/>", out);
     }
     for (size_t r = 1; r <= t->ranks; r *= 2)
         fprintf(out, "<circle cx=%.1f cy=%.1f r=4 style='fill:var(--unet)'><title>rank %zu: %s%.2f %%</title></circle>",
-                rank_x((double)r, most), percent_y(t->by_rank[r - 1]), r, r > sure ? "at least " : "", 100 * t->by_rank[r - 1]);
+                rank_x((double)r, most), page_y(t->by_rank[r - 1]), r, r > sure ? "at least " : "", 100 * t->by_rank[r - 1]);
     fputs("</svg></section>", out);
 }
 
@@ -218,26 +158,26 @@ static void print_blocks(FILE *out, const struct extract_totals *t)
         return;
     fputs("<section><h2>Where the difference is, and what of it is kept</h2><p>Height: the block's share of the whole difference's "
           "energy. Filled: what the LoRA keeps of it. BASE is the text encoder, IN and OUT count down and up the "
-          "U-Net.</p><svg viewBox='0 0 940 288'>", out);
+          "U-Net.</p>" PAGE_CHART, out);
     for (int i = 0; i <= 4; i++) {
         char label[32];
 
         snprintf(label, sizeof label, "%.1f %%", 100 * widest / all * i / 4);
-        level(out, percent_y(i / 4.0), label);
+        page_level(out, page_y(i / 4.0), label);
     }
     for (int b = 0; b < TARGET_BLOCKS; b++) {
-        double step = (double)(RIGHT - LEFT) / n, x = LEFT + step * (at + 0.14), w = step * 0.72, total = t->block_total[b] / widest,
+        double step = (double)(PAGE_RIGHT - PAGE_LEFT) / n, x = PAGE_LEFT + step * (at + 0.14), w = step * 0.72, total = t->block_total[b] / widest,
                kept = t->block_kept[b] / widest;
 
         if (t->block_total[b] <= 0)
             continue;
         fprintf(out, "<g><title>%s: %.2f %% of the difference, %.2f %% of it kept</title>", target_block_name(b),
                 100 * t->block_total[b] / all, 100 * t->block_kept[b] / t->block_total[b]);
-        fprintf(out, "<rect x=%.1f y=%.1f width=%.1f height=%.1f rx=3 style='fill:var(--quiet)'/>", x, percent_y(total), w,
-                BOTTOM - percent_y(total));
-        fprintf(out, "<rect x=%.1f y=%.1f width=%.1f height=%.1f rx=3 style='fill:var(--%s)'/>", x, percent_y(kept), w,
-                BOTTOM - percent_y(kept), b == TARGET_BASE ? "text" : "unet");
-        fprintf(out, "<text x=%.1f y=%d text-anchor=middle style='font-size:%dpx'>%s</text></g>", x + w / 2, BOTTOM + 18,
+        fprintf(out, "<rect x=%.1f y=%.1f width=%.1f height=%.1f rx=3 style='fill:var(--quiet)'/>", x, page_y(total), w,
+                PAGE_BOTTOM - page_y(total));
+        fprintf(out, "<rect x=%.1f y=%.1f width=%.1f height=%.1f rx=3 style='fill:var(--%s)'/>", x, page_y(kept), w,
+                PAGE_BOTTOM - page_y(kept), b == TARGET_BASE ? "text" : "unet");
+        fprintf(out, "<text x=%.1f y=%d text-anchor=middle style='font-size:%dpx'>%s</text></g>", x + w / 2, PAGE_BOTTOM + 18,
                 n > 20 ? 10 : 12, target_block_name(b));
         at++;
     }
@@ -261,12 +201,12 @@ static void print_spectra(FILE *out, const struct extract_plan *p, const struct 
     fputs("<section><h2>Singular values</h2><p>One line a module, each over the norm of its difference. Lines that fall "
           "steeply need few ranks; flat ones hold noise, or more than a LoRA can carry."
           "<span class=key style='background:var(--unet)'></span>U-Net<span class=key style='background:var(--text)'></span>text "
-          "encoder</p><svg viewBox='0 0 940 288'>", out);
+          "encoder</p>" PAGE_CHART, out);
     for (double d = 0; d >= low; d--) {
         char label[64];
 
         snprintf(label, sizeof label, d == 0 ? "1" : "10<tspan dy=-4 font-size=9>%.0f</tspan>", d);
-        level(out, TOP + (BOTTOM - TOP) * d / low, label);
+        page_level(out, PAGE_TOP + (PAGE_BOTTOM - PAGE_TOP) * d / low, label);
     }
     rank_axis(out, most);
     for (size_t i = 0; i < t->modules; i++) {
@@ -280,7 +220,7 @@ static void print_spectra(FILE *out, const struct extract_plan *p, const struct 
             if (r + 1 < j->rank && x < next)
                 continue;
             next = x + 6; /* closer points do not show */
-            fprintf(out, "%.0f,%.1f ", x, TOP + (BOTTOM - TOP) * fmin(fmax(y, low) / low, 1));
+            fprintf(out, "%.0f,%.1f ", x, PAGE_TOP + (PAGE_BOTTOM - PAGE_TOP) * fmin(fmax(y, low) / low, 1));
         }
         fputs("'/>", out);
     }
@@ -292,7 +232,7 @@ static void print_row(FILE *out, const struct extract_job *j)
     double kept = 100 * extract_kept(j);
 
     fputs("<tr><td>", out);
-    text(out, j->path);
+    page_text(out, j->path);
     fprintf(out, "</td><td>%s</td><td>%zu &times; %zu</td><td>%zu</td><td>%.3g</td><td>%.2f %%</td><td><span class=bar><i "
                  "style='width:%.1f%%'></i></span></td></tr>\n",
             j->block >= 0 ? target_block_name(j->block) : "", j->target.out, j->in, j->rank, sqrt(j->total), kept, kept);
@@ -316,16 +256,13 @@ static void print_table(FILE *out, const struct extract_plan *p, const struct ex
 
 static void print_page(FILE *out, const struct extract_plan *p, const struct extract_totals *t, const struct extract_facts *f)
 {
-    fputs("<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>", out);
-    text(out, f->output);
-    fprintf(out, "</title><style>%s</style><main>\n<h1>", style);
-    text(out, f->output);
-    fputs("</h1><p>A LoRA from ", out);
-    text(out, f->org);
+    page_begin(out, f->output, NULL);
+    fputs("<p>A LoRA from ", out);
+    page_text(out, f->org);
     fputs(" to ", out);
-    text(out, f->tuned);
+    page_text(out, f->tuned);
     fputs(" &middot; ", out);
-    text(out, f->kind);
+    page_text(out, f->kind);
     fputs("</p>", out);
     if (p->text_equal)
         fputs("<p>The text encoder is the same in both models and left out.</p>", out);
@@ -334,13 +271,14 @@ static void print_page(FILE *out, const struct extract_plan *p, const struct ext
     print_blocks(out, t);
     print_spectra(out, p, t);
     print_table(out, p, t);
-    fputs("<footer>Energy is the sum of squares of all entries of a weight's difference. ", out);
+    page_footer(out);
+    fputs("Energy is the sum of squares of all entries of a weight's difference. ", out);
     if (t->worst_ratio > 0)
         fprintf(out, "No module's error is more than %.6f times the least that its rank allows (proved, not estimated). ",
                 t->worst_ratio);
     if (f->clamp > 0)
         fprintf(out, "All values were then cut at their %g quantile, which makes the error larger than shown. ", f->clamp);
-    fprintf(out, "lora.c %s</footer></main></html>\n", COMMAND_VERSION);
+    page_end(out);
 }
 
 int extract_report(const char *path, const struct extract_plan *p, const struct extract_totals *t,
