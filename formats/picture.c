@@ -10,15 +10,15 @@
 #include "formats/picture_codec.h"
 #include "ref/base/mem.h"
 
-int picture_alloc(struct picture *p, uint64_t width, uint64_t height, unsigned channels, struct err *err)
+int picture_alloc(struct picture *p, uint64_t width, uint64_t height, unsigned channels, bool header, struct err *err)
 {
     if (width == 0 || height == 0)
         return err_set(err, "it is %llu pixels wide and %llu high", (unsigned long long)width, (unsigned long long)height);
     if (width > PICTURE_MOST_SIDE || height > PICTURE_MOST_SIDE || width * height > PICTURE_MOST_PIXELS)
         return err_set(err, "%llu x %llu pixels are too many; the most are %d a side and %d in all", (unsigned long long)width,
                        (unsigned long long)height, PICTURE_MOST_SIDE, PICTURE_MOST_PIXELS);
-    p->data = mem_zero((size_t)(width * height), channels, "a picture", err);
-    if (!p->data)
+    p->data = header ? NULL : mem_zero((size_t)(width * height), channels, "a picture", err);
+    if (!header && !p->data)
         return -1;
     p->width = (size_t)width;
     p->height = (size_t)height;
@@ -30,7 +30,7 @@ int picture_alloc(struct picture *p, uint64_t width, uint64_t height, unsigned c
 int picture_new(struct picture *out, size_t width, size_t height, unsigned channels, struct err *err)
 {
     memset(out, 0, sizeof *out);
-    if (picture_alloc(out, width, height, channels, err))
+    if (picture_alloc(out, width, height, channels, false, err))
         return err_prefix(err, "cannot make a picture: ");
     return 0;
 }
@@ -90,18 +90,23 @@ static picture_decoder *find_decoder(const uint8_t *data, size_t n)
     return NULL;
 }
 
-int picture_decode(struct picture *out, const void *data, size_t n, const char *name, struct err *err)
+static int decode_any(struct picture *out, const void *data, size_t n, const char *name, bool header, struct err *err)
 {
     picture_decoder *decode = find_decoder(data, n);
 
     memset(out, 0, sizeof *out);
     if (!decode)
         return err_set(err, "cannot read '%s': it is no PNG, JPEG, WebP or BMP picture; convert it to one of them", name);
-    if (decode(out, data, n, err)) {
+    if (decode(out, data, n, header, err)) {
         picture_free(out);
         return err_prefix(err, "cannot read '%s': ", name);
     }
     return 0;
+}
+
+int picture_decode(struct picture *out, const void *data, size_t n, const char *name, struct err *err)
+{
+    return decode_any(out, data, n, name, false, err);
 }
 
 static int read_all(struct picture_bytes *b, const char *path, struct err *err)
@@ -146,6 +151,33 @@ int picture_read(struct picture *out, const char *path, struct err *err)
         rc = picture_decode(out, b.data ? b.data : (const void *)"", b.n, path, err);
     free(b.data);
     return rc;
+}
+
+int picture_read_size(const char *path, size_t size[2], int *orientation, struct err *err)
+{
+    struct picture_bytes b = {0};
+    struct picture p = {0};
+    int rc = -1;
+
+    if (!read_all(&b, path, err))
+        rc = decode_any(&p, b.data ? b.data : (const void *)"", b.n, path, true, err);
+    if (!rc) {
+        size[0] = p.orientation >= 5 ? p.height : p.width;
+        size[1] = p.orientation >= 5 ? p.width : p.height;
+        *orientation = p.orientation;
+        picture_free(&p);
+    }
+    free(b.data);
+    return rc;
+}
+
+int picture_check_size(size_t width, size_t height, struct err *err)
+{
+    if (width == 0 || height == 0 || width > PICTURE_MOST_SIDE || height > PICTURE_MOST_SIDE ||
+        width * height > PICTURE_MOST_PIXELS)
+        return err_set(err, "cannot scale a picture to %zu x %zu pixels; the most are %d a side and %d in all", width, height,
+                       PICTURE_MOST_SIDE, PICTURE_MOST_PIXELS);
+    return 0;
 }
 
 int picture_bytes_add(struct picture_bytes *b, const void *data, size_t n, struct err *err)

@@ -39,6 +39,15 @@ int picture_read(struct picture *out, const char *path, struct err *err);
 /* The same from memory, data [n bytes]; name is for messages. */
 int picture_decode(struct picture *out, const void *data, size_t n, const char *name, struct err *err);
 
+/* What a file's header says, without decoding its pixels: size [width, height] of the upright picture, and how it is stored. PNG
+ * files must have all their chunks and JPEG files their end marker, so that most files cut short are noticed too. Returns 0 or
+ * -1: no picture, or one that picture_read() would refuse at once. (A PNG whose orientation stands behind its pixels counts as
+ * upright.) */
+int picture_read_size(const char *path, size_t size[2], int *orientation, struct err *err);
+
+/* Whether a picture may have that size; the message names it. */
+int picture_check_size(size_t width, size_t height, struct err *err);
+
 /* A black picture of that size. */
 int picture_new(struct picture *out, size_t width, size_t height, unsigned channels, struct err *err);
 void picture_free(struct picture *p);

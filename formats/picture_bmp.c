@@ -145,7 +145,7 @@ static void read_row(const struct bmp *b, const uint8_t *row, uint8_t *out, size
         read_direct_row(b, row, out, width, channels);
 }
 
-int picture_decode_bmp(struct picture *out, const uint8_t *data, size_t n, struct err *err)
+int picture_decode_bmp(struct picture *out, const uint8_t *data, size_t n, bool header, struct err *err)
 {
     struct bmp b = {.data = data, .n = n};
     uint64_t width = 0, height = 0;
@@ -157,12 +157,12 @@ int picture_decode_bmp(struct picture *out, const uint8_t *data, size_t n, struc
         return err_set(err, "it has %u bits a pixel, which no BMP has; the file is damaged", b.bits);
     if (b.bits <= 8 && find_palette(&b, err))
         return -1;
-    if (picture_alloc(out, width, height, b.mask[3] && b.bits > 8 && b.bits != 24 ? 4 : 3, err))
+    if (picture_alloc(out, width, height, b.mask[3] && b.bits > 8 && b.bits != 24 ? 4 : 3, header, err))
         return -1;
     stride = (out->width * b.bits + 31) / 32 * 4;
     if (b.pixels > n || (n - b.pixels) / stride < out->height)
         return cut_short(err);
-    for (size_t y = 0; y < out->height; y++)
+    for (size_t y = 0; !header && y < out->height; y++)
         read_row(&b, data + b.pixels + y * stride,
                  out->data + (b.top_down ? y : out->height - 1 - y) * out->width * out->channels, out->width, out->channels);
     return 0;

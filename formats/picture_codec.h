@@ -5,12 +5,13 @@
 
 #include "formats/picture.h"
 
-/* Fills out (zeroed before); after an error the caller frees what is there. */
-typedef int picture_decoder(struct picture *out, const uint8_t *data, size_t n, struct err *err);
+/* Fills out (zeroed before); after an error the caller frees what is there. header: only sizes, channels and orientation, no
+ * pixels; that the file goes on to its end is checked as far as that costs nothing. */
+typedef int picture_decoder(struct picture *out, const uint8_t *data, size_t n, bool header, struct err *err);
 picture_decoder picture_decode_png, picture_decode_jpeg, picture_decode_webp, picture_decode_bmp;
 
-/* Takes memory for the pixels, after checking the size. */
-int picture_alloc(struct picture *p, uint64_t width, uint64_t height, unsigned channels, struct err *err);
+/* Checks the size, and takes memory for the pixels unless it is only the header that is read. */
+int picture_alloc(struct picture *p, uint64_t width, uint64_t height, unsigned channels, bool header, struct err *err);
 
 /* Appends a text; bytes are copied. */
 int picture_add_text(struct picture *p, const char *key, size_t n_key, const char *value, size_t n_value, struct err *err);

@@ -61,7 +61,8 @@ static int orientation_of(const struct jpeg_decompress_struct *d)
     return 1;
 }
 
-static int read_picture(struct jpeg_decompress_struct *d, struct failure *f, struct picture *out, const uint8_t *data, size_t n)
+static int read_picture(struct jpeg_decompress_struct *d, struct failure *f, struct picture *out, const uint8_t *data, size_t n,
+                        bool header)
 {
     if (setjmp(f->jump))
         return -1;
@@ -72,8 +73,15 @@ static int read_picture(struct jpeg_decompress_struct *d, struct failure *f, str
         return err_set(f->err, "its colours are %s, which is for printing; convert it to RGB",
                        d->jpeg_color_space == JCS_YCCK ? "YCCK (CMYK)" : "CMYK");
     d->out_color_space = JCS_RGB;
-    if (picture_alloc(out, d->image_width, d->image_height, 3, f->err))
+    if (picture_alloc(out, d->image_width, d->image_height, 3, header, f->err))
         return -1;
+    if (header) {
+        out->orientation = orientation_of(d);
+        /* between here and the end 0xff is always followed by 0 or by a marker that goes with the data */
+        if (!memmem(d->src->next_input_byte, d->src->bytes_in_buffer, "\xff\xd9", 2))
+            return err_set(f->err, "it ends in the middle of the picture; get it again");
+        return 0;
+    }
     jpeg_start_decompress(d);
     while (d->output_scanline < d->output_height) {
         JSAMPROW row = out->data + (size_t)d->output_scanline * out->width * 3;
@@ -85,7 +93,7 @@ static int read_picture(struct jpeg_decompress_struct *d, struct failure *f, str
     return 0;
 }
 
-int picture_decode_jpeg(struct picture *out, const uint8_t *data, size_t n, struct err *err)
+int picture_decode_jpeg(struct picture *out, const uint8_t *data, size_t n, bool header, struct err *err)
 {
     struct jpeg_decompress_struct d = {0};
     struct failure f;
@@ -95,7 +103,7 @@ int picture_decode_jpeg(struct picture *out, const uint8_t *data, size_t n, stru
     if (setjmp(f.jump))
         return -1; /* libjpeg does not fit the header it was compiled with */
     jpeg_create_decompress(&d);
-    rc = read_picture(&d, &f, out, data, n);
+    rc = read_picture(&d, &f, out, data, n, header);
     jpeg_destroy_decompress(&d);
     return rc;
 }

@@ -80,15 +80,34 @@ struct reading {
     png_bytep *rows;
 };
 
-static int read_picture(struct picture *out, struct reading *r, struct err *err)
+/* Whether there are whole chunks up to the last one; each has a length, four letters and a checksum around it. */
+static bool reaches_end(const uint8_t *data, size_t n)
+{
+    for (size_t at = 8; n - at >= 12;) {
+        size_t length = (size_t)data[at] << 24 | (size_t)data[at + 1] << 16 | (size_t)data[at + 2] << 8 | data[at + 3];
+
+        if (!memcmp(data + at + 4, "IEND", 4))
+            return true;
+        if (length > n - at - 12)
+            return false;
+        at += 12 + length;
+    }
+    return false;
+}
+
+static int read_picture(struct picture *out, struct reading *r, const struct source *s, bool header, struct err *err)
 {
     if (setjmp(png_jmpbuf(r->png)))
         return -1;
     png_read_info(r->png, r->info);
     set_transforms(r->png, r->info);
     if (picture_alloc(out, png_get_image_width(r->png, r->info), png_get_image_height(r->png, r->info),
-                      png_get_channels(r->png, r->info), err))
+                      png_get_channels(r->png, r->info), header, err))
         return -1;
+    if (header) {
+        read_orientation(out, r->png, r->info);
+        return reaches_end(s->data, s->n) ? 0 : err_set(err, "it ends in the middle of the picture; get it again");
+    }
     if (png_get_rowbytes(r->png, r->info) != out->width * out->channels)
         return err_set(err, "it has %u channels, which are not understood", (unsigned)png_get_channels(r->png, r->info));
     r->rows = mem_zero(out->height, sizeof *r->rows, "rows of a picture", err);
@@ -104,7 +123,7 @@ static int read_picture(struct picture *out, struct reading *r, struct err *err)
     return take_texts(out, r->png, r->info, err) || take_texts(out, r->png, r->end, err) ? -1 : 0;
 }
 
-int picture_decode_png(struct picture *out, const uint8_t *data, size_t n, struct err *err)
+int picture_decode_png(struct picture *out, const uint8_t *data, size_t n, bool header, struct err *err)
 {
     struct source source = {data, n, 0, err};
     struct reading r = {0};
@@ -121,7 +140,7 @@ int picture_decode_png(struct picture *out, const uint8_t *data, size_t n, struc
     png_set_read_fn(r.png, &source, read_bytes);
     png_set_user_limits(r.png, PICTURE_MOST_SIDE, PICTURE_MOST_SIDE);
     png_set_chunk_malloc_max(r.png, 16 << 20);
-    rc = read_picture(out, &r, err);
+    rc = read_picture(out, &r, &source, header, err);
 out:
     png_destroy_read_struct(&r.png, &r.info, &r.end);
     free(r.rows);

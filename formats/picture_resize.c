@@ -153,10 +153,8 @@ int picture_resize(struct picture *p, size_t width, size_t height, enum picture_
     struct picture copy = *p;
 
     assert(p->channels == 1 || p->channels == 3);
-    if (width == 0 || height == 0 || width > PICTURE_MOST_SIDE || height > PICTURE_MOST_SIDE ||
-        width * height > PICTURE_MOST_PIXELS || width * p->height > PICTURE_MOST_PIXELS)
-        return err_set(err, "cannot scale a picture to %zu x %zu pixels; the most are %d a side and %d in all", width, height,
-                       PICTURE_MOST_SIDE, PICTURE_MOST_PIXELS);
+    if (picture_check_size(width, height, err) || picture_check_size(width, p->height, err))
+        return -1;
     copy.data = mem_zero(p->width * p->height, p->channels, "a scaled picture", err);
     if (!copy.data)
         return -1;

@@ -35,7 +35,7 @@ static int orientation_of(const uint8_t *data, size_t n)
     return 1;
 }
 
-int picture_decode_webp(struct picture *out, const uint8_t *data, size_t n, struct err *err)
+int picture_decode_webp(struct picture *out, const uint8_t *data, size_t n, bool header, struct err *err)
 {
     WebPBitstreamFeatures f;
     VP8StatusCode status = WebPGetFeatures(data, n, &f);
@@ -50,14 +50,16 @@ int picture_decode_webp(struct picture *out, const uint8_t *data, size_t n, stru
         return err_set(err, "it is an animation; give single pictures");
     if (f.width <= 0 || f.height <= 0)
         return err_set(err, "the file is damaged, get it again");
-    if (picture_alloc(out, (uint64_t)f.width, (uint64_t)f.height, f.has_alpha ? 4 : 3, err))
+    if (picture_alloc(out, (uint64_t)f.width, (uint64_t)f.height, f.has_alpha ? 4 : 3, header, err))
         return -1;
+    out->orientation = orientation_of(data, n);
+    if (header)
+        return 0;
     stride = out->width * out->channels;
     done = f.has_alpha ? WebPDecodeRGBAInto(data, n, out->data, stride * out->height, (int)stride)
                        : WebPDecodeRGBInto(data, n, out->data, stride * out->height, (int)stride);
     if (!done)
         return err_set(err, "the file is damaged, get it again");
-    out->orientation = orientation_of(data, n);
     return 0;
 }
 
@@ -87,8 +89,9 @@ int picture_encode_webp(struct picture_bytes *out, const struct picture *p, int 
 
 #else
 
-int picture_decode_webp(struct picture *out, const uint8_t *data, size_t n, struct err *err)
+int picture_decode_webp(struct picture *out, const uint8_t *data, size_t n, bool header, struct err *err)
 {
+    (void)header;
     (void)out;
     (void)data;
     (void)n;
