@@ -256,7 +256,9 @@ static size_t describe(const struct npz_array *a, char *buf, size_t size)
 
     for (int i = 0; i < a->shape.ndim; i++)
         n += (size_t)snprintf(buf + n, size - n, "%zu%s", a->shape.dim[i],
-                              i + 1 < a->shape.ndim ? ", " : a->shape.ndim == 1 ? "," : "");
+                              i + 1 < a->shape.ndim ? ", "
+                              : a->shape.ndim == 1  ? ","
+                                                    : "");
     n += (size_t)snprintf(buf + n, size - n, "), }");
     pad = 64 - (FRONT + n + 1) % 64;
     n += (size_t)snprintf(buf + n, size - n, "%*s\n", (int)pad, "");

@@ -41,7 +41,8 @@ static void to_rgb(const uint8_t hsv[3], uint8_t rgb[3])
 {
     /* which of the four values below red, green and blue take in each sixth of the circle */
     static const uint8_t pick[6][3] = {{0, 3, 1}, {2, 0, 1}, {1, 0, 3}, {1, 2, 0}, {3, 1, 0}, {0, 1, 2}};
-    float h = (float)hsv[0] * (float)(6.0 / 180), s = (float)hsv[1] * (float)(1.0 / 255), v = (float)hsv[2] * (float)(1.0 / 255);
+    float h = (float)hsv[0] * (float)(6.0 / 180), s = (float)hsv[1] * (float)(1.0 / 255),
+          v = (float)hsv[2] * (float)(1.0 / 255);
     int sector = (int)h;
     float f = h - (float)sector, value[4] = {v, v * (1 - s), v * rest(s, f), v * rest(s, 1 - f)};
 

@@ -165,11 +165,8 @@ static void test_impossible(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_filters),
-        cmocka_unit_test(test_area),
-        cmocka_unit_test(test_colour),
-        cmocka_unit_test(test_grey),
-        cmocka_unit_test(test_impossible),
+        cmocka_unit_test(test_filters), cmocka_unit_test(test_area),       cmocka_unit_test(test_colour),
+        cmocka_unit_test(test_grey),    cmocka_unit_test(test_impossible),
     };
     int failed;
 

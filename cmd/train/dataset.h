@@ -9,8 +9,8 @@
  * resumed at batch i of epoch e goes on with the very same data, and no thread or prefetching changes it. Within an epoch
  * each picture comes exactly as often as its repeats say.
  *
- * Behaviour is that of sd-scripts v0.3.0 (library/train_util.py), and that of its newer versions for the options v0.3.0 does not
- * have; dataset_options.h has the option rows. Differences on purpose: pictures are turned upright as their EXIF data say;
+ * Behaviour is that of sd-scripts v0.3.0 (library/train_util.py), and that of its newer versions for the options v0.3.0 does
+ * not have; dataset_options.h has the option rows. Differences on purpose: pictures are turned upright as their EXIF data say;
  * without buckets, a picture of another shape is scaled and cut (v0.3.0 did so only when caching latents, and stopped else).
  */
 #ifndef CMD_TRAIN_DATASET_H
@@ -76,12 +76,12 @@ struct dataset_bucket {
     size_t batch;         /* most samples in one of its batches */
 };
 
-size_t dataset_batches(const struct dataset *d);         /* in an epoch */
-size_t dataset_train_samples(const struct dataset *d);   /* in an epoch: pictures times repeats, regularisation not counted */
+size_t dataset_batches(const struct dataset *d);       /* in an epoch */
+size_t dataset_train_samples(const struct dataset *d); /* in an epoch: pictures times repeats, regularisation not counted */
 size_t dataset_reg_samples(const struct dataset *d);
-size_t dataset_pictures(const struct dataset *d);        /* different ones, all kinds */
+size_t dataset_pictures(const struct dataset *d);                                      /* different ones, all kinds */
 size_t dataset_buckets(const struct dataset *d, const struct dataset_bucket **bucket); /* only those with samples */
-size_t dataset_max_batch(const struct dataset *d);       /* the largest batch size of any bucket */
+size_t dataset_max_batch(const struct dataset *d);                         /* the largest batch size of any bucket */
 const char *dataset_picture_name(const struct dataset *d, size_t picture); /* path or key in the metadata file */
 
 /* Whether batches carry latents (cached, or all from .npz files) rather than pixels; false before dataset_cache(). */
@@ -107,15 +107,21 @@ char *dataset_table(const struct dataset *d, struct err *err);
 typedef int dataset_encode(void *ctx, const float *pixels, size_t n, size_t h, size_t w, const uint64_t *seed, float *latents,
                            struct err *err);
 
-/* Fills the cache: reads .npz files of the caption method, or encodes each picture once (mirrored too with flip_aug). Seeds come
- * from the content, so that the same picture has the same latents in every run. With --cache_latents_to_disk they are kept beside
- * the pictures, keyed by picture bytes, crop and vae_hash (any text that names the VAE's weights): stale files are made anew. */
+/* A dataset_encode for the VAE of cmd/latents.h: ctx is its struct latents. Noise is torch's randn for the seed. */
+int dataset_encode_latents(void *ctx, const float *pixels, size_t n, size_t h, size_t w, const uint64_t *seed, float *latents,
+                           struct err *err);
+
+/* Fills the cache: reads .npz files of the caption method, or encodes each picture once (mirrored too with flip_aug). Seeds
+ * come from the content, so that the same picture has the same latents in every run. With --cache_latents_to_disk they are kept
+ * beside the pictures, keyed by picture bytes, crop and vae_hash (any text that names the VAE's weights): stale files are made
+ * anew. */
 int dataset_cache(struct dataset *d, const struct command_run *run, dataset_encode *encode, void *ctx, const char *vae_hash,
                   struct err *err);
 
 /* ---- Batches ---- */
 
-/* Samples of one bucket. Zero-initialise; dataset_batch() reuses its memory from call to call; dataset_batch_free() in the end. */
+/* Samples of one bucket. Zero-initialise; dataset_batch() reuses its memory from call to call; dataset_batch_free() in the end.
+ */
 struct dataset_batch {
     size_t n, width, height; /* samples, pixels */
     float *pixels;           /* [n, height, width, 3] in -1 .. 1, or NULL: then there are latents */

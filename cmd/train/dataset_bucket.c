@@ -14,7 +14,8 @@ static int by_size(const void *a, const void *b)
     return x[1] < y[1] ? -1 : x[1] > y[1];
 }
 
-size_t dataset_bucket_sizes(size_t width, size_t height, size_t min, size_t max, size_t steps, size_t (**out)[2], struct err *err)
+size_t dataset_bucket_sizes(size_t width, size_t height, size_t min, size_t max, size_t steps, size_t (**out)[2],
+                            struct err *err)
 {
     size_t area = width * height, square = (size_t)sqrt((double)area) / steps * steps, n = 0, used = 0;
     size_t(*size)[2] = mem_zero(2 * (max / steps + 2), sizeof *size, "buckets", err);
@@ -121,8 +122,8 @@ static int check_multiples(const struct dataset *d, const struct group *g, struc
     size_t steps = g->buckets ? g->steps : d->setup.factor, w = g->width / steps * steps, h = g->height / steps * steps;
 
     if (steps % d->setup.factor)
-        return err_usage(err, "--bucket_reso_steps %zu is no multiple of %zu, by which the VAE makes pictures smaller; take 64", steps,
-                         d->setup.factor);
+        return err_usage(err, "--bucket_reso_steps %zu is no multiple of %zu, by which the VAE makes pictures smaller; take 64",
+                         steps, d->setup.factor);
     if (w == g->width && h == g->height && w && h)
         return 0;
     return err_usage(err, "--resolution %zu,%zu: sides have to be multiples of %zu%s; take %zu,%zu", g->width, g->height, steps,
@@ -136,16 +137,17 @@ static int check_buckets(const struct group *g, struct err *err)
     if (g->min > g->max)
         return err_usage(err, "--min_bucket_reso %zu is larger than --max_bucket_reso %zu; exchange them", g->min, g->max);
     if (g->min % g->steps || g->max % g->steps)
-        return err_usage(err, "--min_bucket_reso %zu and --max_bucket_reso %zu have to be multiples of %zu (--bucket_reso_steps); "
-                              "take %zu and %zu",
+        return err_usage(err,
+                         "--min_bucket_reso %zu and --max_bucket_reso %zu have to be multiples of %zu (--bucket_reso_steps); "
+                         "take %zu and %zu",
                          g->min, g->max, g->steps, g->min < g->steps ? g->steps : g->min / g->steps * g->steps,
                          g->max < g->steps ? g->steps : g->max / g->steps * g->steps);
     if (!g->no_upscale && least < g->min)
-        return err_usage(err, "--min_bucket_reso %zu is larger than the resolution %zu,%zu; take %zu", g->min, g->width, g->height,
-                         least);
+        return err_usage(err, "--min_bucket_reso %zu is larger than the resolution %zu,%zu; take %zu", g->min, g->width,
+                         g->height, least);
     if (!g->no_upscale && most > g->max)
-        return err_usage(err, "--max_bucket_reso %zu is smaller than the resolution %zu,%zu; take %zu", g->max, g->width, g->height,
-                         most);
+        return err_usage(err, "--max_bucket_reso %zu is smaller than the resolution %zu,%zu; take %zu", g->max, g->width,
+                         g->height, most);
     return 0;
 }
 
@@ -247,8 +249,9 @@ int dataset_assign_sizes(struct dataset *d, struct err *err)
 
         choose_size(g, p, p->fit);
         if (!p->fit[0] || !p->fit[1]) {
-            const char *detail = arena_printf(&d->arena, err, "it has %zu x %zu pixels, less than a step of %zu of a bucket; leave "
-                                                              "it out, or leave --bucket_no_upscale out",
+            const char *detail = arena_printf(&d->arena, err,
+                                              "it has %zu x %zu pixels, less than a step of %zu of a bucket; leave "
+                                              "it out, or leave --bucket_no_upscale out",
                                               p->size[0], p->size[1], g->steps);
 
             if (!detail || dataset_find(d, FINDING_UNREADABLE, p->key, detail, err))

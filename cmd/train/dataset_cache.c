@@ -44,8 +44,8 @@ static void to_first(const float *in, float *out, size_t c, size_t pixels)
 }
 
 /* Takes an array of an .npz file as latents of a picture's size. NULL with *problem, or with err when memory is short. */
-static float *take_array(const struct dataset *d, const struct sample_picture *p, const struct npz_array *a, const char **problem,
-                         struct err *err)
+static float *take_array(const struct dataset *d, const struct sample_picture *p, const struct npz_array *a,
+                         const char **problem, struct err *err)
 {
     size_t c = d->setup.channels, h = p->fit[1] / d->setup.factor, w = p->fit[0] / d->setup.factor, n = c * h * w;
     float *plain, *out = NULL;
@@ -305,7 +305,8 @@ out:
     return rc;
 }
 
-/* One picture: from a file, or into the pending ones. Those of one call of the VAE are of one subset, whose options they share. */
+/* One picture: from a file, or into the pending ones. Those of one call of the VAE are of one subset, whose options they share.
+ */
 static int cache_picture(struct cache *c, size_t i, struct err *err)
 {
     struct dataset *d = c->d;
@@ -326,7 +327,8 @@ static int cache_picture(struct cache *c, size_t i, struct err *err)
             return 0;
         }
     }
-    if (c->n && (d->picture[c->pending[0]].subset != p->subset || d->picture[c->pending[0]].bucket != p->bucket) && flush(c, err))
+    if (c->n && (d->picture[c->pending[0]].subset != p->subset || d->picture[c->pending[0]].bucket != p->bucket) &&
+        flush(c, err))
         return -1;
     c->pending[c->n++] = i;
     return c->n == d->o.vae_batch_size ? flush(c, err) : 0;
@@ -378,7 +380,8 @@ int dataset_cache(struct dataset *d, const struct command_run *run, dataset_enco
                   struct err *err)
 {
     struct cache c = {.d = d, .run = run, .encode = encode, .ctx = ctx, .vae_hash = vae_hash};
-    size_t most = d->o.vae_batch_size ? d->o.vae_batch_size : 1, total = d->pictures + (d->validation ? d->validation->pictures : 0);
+    size_t most = d->o.vae_batch_size ? d->o.vae_batch_size : 1,
+           total = d->pictures + (d->validation ? d->validation->pictures : 0);
     int rc;
 
     d->o.vae_batch_size = most;

@@ -4,7 +4,8 @@
  *     [[datasets]]           pictures that share resolution and batches
  *     [[datasets.subsets]]   a folder (image_dir), or a metadata file (metadata_file)
  *
- * A key may stand in the narrowest place that knows it or in any wider one; the narrowest wins, the command line is the widest. */
+ * A key may stand in the narrowest place that knows it or in any wider one; the narrowest wins, the command line is the widest.
+ */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,9 +26,18 @@ static const struct row {
     size_t offset;
     double max;
 } rows[] = {
-#define G(name, type, field, max) {name, type, WIDE, true, offsetof(struct group, field), max}
-#define S(name, type, field, max) {name, type, ALL, false, offsetof(struct subset, field), max}
-#define ONE(name, type, field, max) {name, type, SUBSET, false, offsetof(struct subset, field), max}
+#define G(name, type, field, max)                                                                                              \
+    {                                                                                                                          \
+        name, type, WIDE, true, offsetof(struct group, field), max                                                             \
+    }
+#define S(name, type, field, max)                                                                                              \
+    {                                                                                                                          \
+        name, type, ALL, false, offsetof(struct subset, field), max                                                            \
+    }
+#define ONE(name, type, field, max)                                                                                            \
+    {                                                                                                                          \
+        name, type, SUBSET, false, offsetof(struct subset, field), max                                                         \
+    }
     G("resolution", RESOLUTION, width, 16384),
     G("batch_size", COUNT, batch, 1024),
     G("enable_bucket", FLAG, buckets, 0),
@@ -66,7 +76,8 @@ static const struct row {
 #undef ONE
 };
 
-static const char *const place_names[] = {[GENERAL] = "[general]", [DATASET] = "[[datasets]]", [SUBSET] = "[[datasets.subsets]]"};
+static const char *const place_names[] = {
+    [GENERAL] = "[general]", [DATASET] = "[[datasets]]", [SUBSET] = "[[datasets.subsets]]"};
 
 struct reading {
     struct dataset *d;
@@ -86,7 +97,8 @@ static int set_pair(const struct reading *r, enum place at, const struct row *ro
 
         if ((json_is_array(v) && json_array_size(v) != 2) || !json_is_number(one) || json_number_value(one) < 1 ||
             json_number_value(one) > row->max)
-            return wrong(r, at, row->name, row->type == RESOLUTION ? "has to be a number or [width, height]" : "has to be [low, high]");
+            return wrong(r, at, row->name,
+                         row->type == RESOLUTION ? "has to be a number or [width, height]" : "has to be [low, high]");
         pair[i] = json_number_value(one);
     }
     return 0;
@@ -109,7 +121,9 @@ static int set_range(const struct reading *r, enum place at, const struct row *r
 {
     if (json_is_string(v))
         return dataset_parse_range(json_string_value(v), range, r->err);
-    return !json_is_array(v) || set_pair(r, at, row, v, range) || range[0] > range[1] ? wrong(r, at, row->name, "has to be [low, high]") : 0;
+    return !json_is_array(v) || set_pair(r, at, row, v, range) || range[0] > range[1]
+               ? wrong(r, at, row->name, "has to be [low, high]")
+               : 0;
 }
 
 static int set_value(const struct reading *r, enum place at, const struct row *row, const json_t *v, void *field)
@@ -171,7 +185,8 @@ static int apply(const struct reading *r, enum place at, json_t *object, const c
 
     if (!json_is_object(object))
         return err_set(r->err, "cannot read '%s': %s is no table", r->path, place_names[at]);
-    json_object_foreach(object, key, v) {
+    json_object_foreach(object, key, v)
+    {
         size_t i = 0;
         int rc;
 
@@ -181,8 +196,9 @@ static int apply(const struct reading *r, enum place at, json_t *object, const c
             i++;
         if (i == sizeof rows / sizeof rows[0])
             return unknown_key(r, at, key);
-        rc = rows[i].type == RESOLUTION ? set_resolution(r, at, &rows[i], v, g)
-                                        : set_value(r, at, &rows[i], v, (char *)(rows[i].of_group ? (void *)g : (void *)s) + rows[i].offset);
+        rc = rows[i].type == RESOLUTION
+                 ? set_resolution(r, at, &rows[i], v, g)
+                 : set_value(r, at, &rows[i], v, (char *)(rows[i].of_group ? (void *)g : (void *)s) + rows[i].offset);
         if (rc)
             return -1;
     }
@@ -197,7 +213,8 @@ static int add_subset(const struct reading *r, json_t *object, const struct subs
     if (apply(r, SUBSET, object, NULL, &nobody, &s))
         return -1;
     if (!s.metadata && !s.dir)
-        return err_set(r->err, "cannot read '%s': a [[datasets.subsets]] has neither 'image_dir' nor 'metadata_file'; add one", r->path);
+        return err_set(r->err, "cannot read '%s': a [[datasets.subsets]] has neither 'image_dir' nor 'metadata_file'; add one",
+                       r->path);
     if (s.metadata && s.reg)
         return err_set(r->err, "cannot read '%s': 'is_reg' has no meaning with 'metadata_file'", r->path);
     if (!s.separator || !*s.separator)
@@ -221,24 +238,26 @@ static int add_dataset(const struct reading *r, json_t *object, const struct gro
         return err_set(r->err, "cannot read '%s': 'batch_size' and 'bucket_reso_steps' are at least 1", r->path);
     subsets = json_object_get(object, "subsets");
     if (json_array_size(subsets) == 0)
-        return err_set(r->err, "cannot read '%s': a [[datasets]] has no [[datasets.subsets]]; add one with 'image_dir'", r->path);
+        return err_set(r->err, "cannot read '%s': a [[datasets]] has no [[datasets.subsets]]; add one with 'image_dir'",
+                       r->path);
     s.group = r->d->groups;
     if (dataset_add_group(r->d, &g, r->err))
         return -1;
-    json_array_foreach(subsets, i, one)
-        if (add_subset(r, one, &s))
-            return -1;
+    json_array_foreach(subsets, i, one) if (add_subset(r, one, &s)) return -1;
     for (size_t k = from + 1; k < r->d->subsets; k++)
         if (!r->d->subset[k].metadata != !r->d->subset[from].metadata)
-            return err_set(r->err, "cannot read '%s': subsets with and without 'metadata_file' stand in one [[datasets]]; make two", r->path);
+            return err_set(r->err,
+                           "cannot read '%s': subsets with and without 'metadata_file' stand in one [[datasets]]; make two",
+                           r->path);
     return 0;
 }
 
 static json_t *load(const char *path, struct err *err)
 {
-    size_t n = strlen(path), used = 0, cap = 0;
+    enum { MOST = 1 << 20 }; /* bytes */
+    size_t n = strlen(path), used;
     FILE *f;
-    char *text = NULL;
+    char *text;
     json_t *all = NULL;
     json_error_t e;
 
@@ -249,17 +268,18 @@ static json_t *load(const char *path, struct err *err)
         return all;
     }
     f = fopen(path, "rb");
-    if (!f) {
+    text = mem_new(MOST + 1, "a data set description", err);
+    if (f && text) {
+        used = fread(text, 1, MOST + 1, f);
+        if (used <= MOST)
+            all = toml_parse(text, used, path, err);
+        else
+            err_set(err, "cannot read '%s': it has more than 1 MiB; is it a description of data sets?", path);
+    } else if (!f) {
         err_set(err, "cannot read '%s': there is no such file, or no permission; check --dataset_config", path);
-        return NULL;
     }
-    do
-        if (mem_grow(&text, &cap, used + 4096, 1, "a data set description", err))
-            goto out;
-    while ((n = fread(text + used, 1, 4096, f)) > 0 && (used += n) < 1 << 24);
-    all = toml_parse(text, used, path, err);
-out:
-    fclose(f);
+    if (f)
+        fclose(f);
     free(text);
     return all;
 }
@@ -274,17 +294,13 @@ static int read_all(const struct reading *r, json_t *all, const struct group *gr
 
     if (!json_is_object(all))
         return err_set(r->err, "cannot read '%s': it is no table", r->path);
-    json_object_foreach(all, key, one)
-        if (strcmp(key, "general") != 0 && strcmp(key, "datasets") != 0)
-            return err_set(r->err, "cannot read '%s': '%s' stands outside of [general] and [[datasets]]; move it into one of them", r->path,
-                           key);
+    json_object_foreach(all, key, one) if (strcmp(key, "general") != 0 && strcmp(key, "datasets") != 0) return err_set(
+        r->err, "cannot read '%s': '%s' stands outside of [general] and [[datasets]]; move it into one of them", r->path, key);
     if (general && apply(r, GENERAL, general, NULL, &g, &s))
         return -1;
     if (!json_is_array(datasets) || json_array_size(datasets) == 0)
         return err_set(r->err, "cannot read '%s': there is no [[datasets]] in it", r->path);
-    json_array_foreach(datasets, i, one)
-        if (add_dataset(r, one, &g, &s))
-            return -1;
+    json_array_foreach(datasets, i, one) if (add_dataset(r, one, &g, &s)) return -1;
     return 0;
 }
 

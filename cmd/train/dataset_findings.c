@@ -14,11 +14,13 @@ static const struct {
     bool stops, skips;      /* stops: the training; skips: but not when --skip_bad_pictures leaves them out */
 } kinds[FINDING_KINDS] = {
     [FINDING_UNREADABLE] = {"unreadable", "picture cannot be used", "pictures cannot be used", true, true},
-    [FINDING_MISSING] = {"missing", "picture of the metadata file is missing", "pictures of the metadata file are missing", true, true},
+    [FINDING_MISSING] = {"missing", "picture of the metadata file is missing", "pictures of the metadata file are missing",
+                         true, true},
     [FINDING_CAPTION_BAD] = {"caption_unreadable", "caption cannot be read", "captions cannot be read", true, true},
     [FINDING_CAPTION_NONE] = {"caption_missing", "picture has neither caption nor tags in the metadata file",
                               "pictures have neither caption nor tags in the metadata file", true, true},
-    [FINDING_LATENTS_BAD] = {"latents_unusable", "file of latents cannot be used", "files of latents cannot be used", true, true},
+    [FINDING_LATENTS_BAD] = {"latents_unusable", "file of latents cannot be used", "files of latents cannot be used", true,
+                             true},
     [FINDING_CAPTION_EMPTY] = {"caption_empty", "picture has no caption and is learned without words",
                                "pictures have no caption and are learned without words", false, false},
     [FINDING_CAPTION_WORDS] = {"caption_from_folder", "picture has no caption file and takes its folder's words",
@@ -27,12 +29,13 @@ static const struct {
                               "captions are longer than the text encoder reads; their ends are not learned", false, false},
     [FINDING_TINY] = {"tiny", "picture is less than half as large as what it is enlarged to",
                       "pictures are less than half as large as what they are enlarged to", false, false},
-    [FINDING_TURNED] = {"turned", "picture is turned upright, as its EXIF data say", "pictures are turned upright, as their EXIF data say",
-                        false, false},
+    [FINDING_TURNED] = {"turned", "picture is turned upright, as its EXIF data say",
+                        "pictures are turned upright, as their EXIF data say", false, false},
     [FINDING_FOLDER] = {"folder_ignored", "folder is left out", "folders are left out", false, false},
     [FINDING_LATENTS_SOME] = {"latents_incomplete", "picture lacks its .npz file, so that none of these files is used",
                               "pictures lack their .npz files, so that none of these files is used", false, false},
-    [FINDING_REG_UNUSED] = {"regularisation_unused", "regularisation picture is not used: there are more of them than samples to learn",
+    [FINDING_REG_UNUSED] = {"regularisation_unused",
+                            "regularisation picture is not used: there are more of them than samples to learn",
                             "regularisation pictures are not used: there are more of them than samples to learn", false, false},
     [FINDING_PLAIN_FOLDER] = {"plain_folder", "folder has its pictures directly in it: each comes once in an epoch",
                               "folders have their pictures directly in them: each comes once in an epoch", false, false},
@@ -106,8 +109,9 @@ int dataset_print_findings(const struct dataset *d, const struct command_run *ru
         if (count[k] && (dataset_stops(d, k) || !run->quiet))
             print_kind(d, k, count[k]);
     if (stop)
-        return err_set(err, "%zu %s of the training data cannot be used; correct what is listed above, or go on without with "
-                            "--skip_bad_pictures",
+        return err_set(err,
+                       "%zu %s of the training data cannot be used; correct what is listed above, or go on without with "
+                       "--skip_bad_pictures",
                        stop, stop == 1 ? "file" : "files");
     return 0;
 }

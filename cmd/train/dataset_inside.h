@@ -139,8 +139,8 @@ int dataset_scan_metadata(struct dataset *d, size_t subset, struct err *err);
 /* Reads a metadata file: an object of objects, its texts strings. The caller owns the reference; NULL with err filled. */
 json_t *dataset_read_metadata(const char *path, struct err *err);
 
-/* dataset_text.c: caption files. Sets *text (in the arena) to the caption of a file, or NULL where it is not usable: *problem then
- * says why. Returns -1 only for lack of memory. */
+/* dataset_text.c: caption files. Sets *text (in the arena) to the caption of a file, or NULL where it is not usable: *problem
+ * then says why. Returns -1 only for lack of memory. */
 int dataset_read_caption(struct arena *arena, const char *path, bool all_lines, const char **text, const char **problem,
                          struct err *err);
 
@@ -156,7 +156,8 @@ int dataset_make_buckets(struct dataset *d, struct err *err);
 /* The size that a picture of w x h is scaled to before it is cut to `to`. */
 void dataset_fit(const struct group *g, size_t w, size_t h, const size_t to[2], size_t fit[2]);
 /* All sizes of buckets, sorted, for a largest area: *out [return value] owned by the caller; 0 without memory. */
-size_t dataset_bucket_sizes(size_t width, size_t height, size_t min, size_t max, size_t steps, size_t (**out)[2], struct err *err);
+size_t dataset_bucket_sizes(size_t width, size_t height, size_t min, size_t max, size_t steps, size_t (**out)[2],
+                            struct err *err);
 /* The index of the nearest aspect ratio among sizes [n]. */
 size_t dataset_nearest_size(size_t (*size)[2], size_t n, size_t w, size_t h);
 
@@ -166,8 +167,8 @@ char *dataset_make_caption(const struct dataset *d, size_t picture, size_t epoch
 /* The same with nothing shuffled or dropped. */
 char *dataset_plain_caption(const struct dataset *d, size_t picture, struct err *err);
 
-/* dataset_pixels.c: picture `p` as the trainer sees it, of the size of its bucket; *flipped is set when it was mirrored. augment: with
- * everything drawn for this epoch and repeat, else in the middle and as it is. */
+/* dataset_pixels.c: picture `p` as the trainer sees it, of the size of its bucket; *flipped is set when it was mirrored.
+ * augment: with everything drawn for this epoch and repeat, else in the middle and as it is. */
 int dataset_load(const struct dataset *d, size_t picture, size_t epoch, size_t repeat, bool augment, struct picture *out,
                  bool *flipped, struct err *err);
 bool dataset_draws_flip(const struct dataset *d, size_t picture, size_t epoch, size_t repeat);

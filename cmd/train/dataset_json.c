@@ -1,6 +1,6 @@
-/* Metadata files of the caption method: an object with one object a picture, as merge_captions_to_metadata and its neighbours (lora
- * prepare) write them: {"KEY": {"caption": "..", "tags": "..", "train_resolution": [width, height]}, ..}. KEY is a path, or the name
- * of a picture in the folder without its ending. */
+/* Metadata files of the caption method: an object with one object a picture, as merge_captions_to_metadata and its neighbours
+ * (lora prepare) write them: {"KEY": {"caption": "..", "tags": "..", "train_resolution": [width, height]}, ..}. KEY is a path,
+ * or the name of a picture in the folder without its ending. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,7 +50,8 @@ json_t *dataset_read_metadata(const char *path, struct err *err)
         json_decref(all);
         return NULL;
     }
-    json_object_foreach(all, key, one) {
+    json_object_foreach(all, key, one)
+    {
         if (json_is_object(one) && texts_are_texts(one, &wrong))
             continue;
         if (json_is_object(one))
@@ -66,7 +67,8 @@ json_t *dataset_read_metadata(const char *path, struct err *err)
 /* caption, tags, or both. NULL without memory; "" when there is neither. */
 static const char *join_texts(struct dataset *d, const json_t *one, struct err *err)
 {
-    const char *caption = json_string_value(json_object_get(one, "caption")), *tags = json_string_value(json_object_get(one, "tags"));
+    const char *caption = json_string_value(json_object_get(one, "caption")),
+               *tags = json_string_value(json_object_get(one, "tags"));
 
     if (caption && tags && *tags)
         return arena_printf(&d->arena, err, "%s, %s", caption, tags);
@@ -76,7 +78,8 @@ static const char *join_texts(struct dataset *d, const json_t *one, struct err *
 /* *path = the picture of a key, or NULL when there is none. */
 static int find_picture(struct dataset *d, const struct subset *s, const char *key, const char **path, struct err *err)
 {
-    static const char *const endings[] = {"", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".PNG", ".JPG", ".JPEG", ".WEBP", ".BMP"};
+    static const char *const endings[] = {"",     ".png", ".jpg",  ".jpeg", ".webp", ".bmp",
+                                          ".PNG", ".JPG", ".JPEG", ".WEBP", ".BMP"};
 
     *path = arena_str(&d->arena, key, err);
     if (!*path)
@@ -164,8 +167,8 @@ static int add_entry(struct dataset *d, size_t subset, const char *key, const js
     if (!*p.caption)
         return dataset_find(d, FINDING_CAPTION_NONE, p.key, NULL, err);
     if (!take_resolution(one, p.size, &known))
-        return err_set(err, "cannot read '%s': 'train_resolution' of picture '%s' is no pair of numbers such as [512, 768]", s->metadata,
-                       key);
+        return err_set(err, "cannot read '%s': 'train_resolution' of picture '%s' is no pair of numbers such as [512, 768]",
+                       s->metadata, key);
     if (!p.path && !(p.npz && known))
         return dataset_find(d, FINDING_MISSING, p.key, NULL, err);
     if (!known && take_size(d, &p, &use, err))
@@ -199,8 +202,8 @@ static int use_resolutions(struct dataset *d, struct group *g, size_t from, stru
         const size_t *s = d->picture[i].size;
 
         if (s[0] % d->setup.factor || s[1] % d->setup.factor)
-            return err_set(err, "'train_resolution' of picture '%s' is %zu x %zu; sides have to be multiples of %zu", d->picture[i].key,
-                           s[0], s[1], d->setup.factor);
+            return err_set(err, "'train_resolution' of picture '%s' is %zu x %zu; sides have to be multiples of %zu",
+                           d->picture[i].key, s[0], s[1], d->setup.factor);
         memcpy(size[n++], s, sizeof *size);
     }
     qsort(size, n, sizeof *size, by_size);
@@ -250,9 +253,7 @@ int dataset_scan_metadata(struct dataset *d, size_t subset, struct err *err)
     bool all_known = true;
     int rc = all ? 0 : -1;
 
-    json_object_foreach(all, key, one)
-        if (!rc)
-            rc = add_entry(d, subset, key, one, &all_known, err);
+    json_object_foreach(all, key, one) if (!rc) rc = add_entry(d, subset, key, one, &all_known, err);
     json_decref(all);
     if (rc)
         return -1;

@@ -47,8 +47,9 @@ static json_t *dirs_of(const struct dataset *d, size_t group, bool reg)
         const struct subset *s = &d->subset[i];
 
         if ((group == SIZE_MAX || s->group == group) && s->reg == reg && s->pictures)
-            json_object_set_new(all, s->name,
-                                json_pack("{s:I, s:I}", "n_repeats", (json_int_t)s->repeats, "img_count", (json_int_t)s->pictures));
+            json_object_set_new(
+                all, s->name,
+                json_pack("{s:I, s:I}", "n_repeats", (json_int_t)s->repeats, "img_count", (json_int_t)s->pictures));
     }
     return all;
 }
@@ -111,8 +112,8 @@ static json_t *buckets_of(const struct dataset *d, size_t group)
             continue;
         snprintf(name, sizeof name, "%zu", n++);
         json_object_set_new(buckets, name,
-                            json_pack("{s:[I, I], s:I}", "resolution", (json_int_t)d->shown[i].width, (json_int_t)d->shown[i].height,
-                                      "count", (json_int_t)d->shown[i].samples));
+                            json_pack("{s:[I, I], s:I}", "resolution", (json_int_t)d->shown[i].width,
+                                      (json_int_t)d->shown[i].height, "count", (json_int_t)d->shown[i].samples));
     }
     return json_pack("{s:o, s:f}", "buckets", buckets, "mean_img_ar_error", d->mean_ar_error);
 }
@@ -126,13 +127,14 @@ static json_t *subsets_of(const struct dataset *d, size_t group)
 
         if (s->group == group)
             json_array_append_new(
-                all, json_pack("{s:s, s:I, s:I, s:b, s:s?, s:b, s:I, s:b, s:b, s:b, s:f, s:f, s:I, s:s?, s:s?}",
-                               s->metadata ? "metadata_file" : "image_dir", s->name, "img_count", (json_int_t)s->pictures, "num_repeats",
-                               (json_int_t)s->repeats, "is_reg", (int)s->reg, "class_tokens", s->words, "shuffle_caption",
-                               (int)s->shuffle, "keep_tokens", (json_int_t)s->keep, "color_aug", (int)s->color, "flip_aug",
-                               (int)s->flip, "random_crop", (int)s->random_crop, "caption_dropout_rate", s->dropout,
-                               "caption_tag_dropout_rate", s->tag_dropout, "caption_dropout_every_n_epochs",
-                               (json_int_t)s->dropout_epochs, "caption_prefix", s->prefix, "caption_suffix", s->suffix));
+                all,
+                json_pack("{s:s, s:I, s:I, s:b, s:s?, s:b, s:I, s:b, s:b, s:b, s:f, s:f, s:I, s:s?, s:s?}",
+                          s->metadata ? "metadata_file" : "image_dir", s->name, "img_count", (json_int_t)s->pictures,
+                          "num_repeats", (json_int_t)s->repeats, "is_reg", (int)s->reg, "class_tokens", s->words,
+                          "shuffle_caption", (int)s->shuffle, "keep_tokens", (json_int_t)s->keep, "color_aug", (int)s->color,
+                          "flip_aug", (int)s->flip, "random_crop", (int)s->random_crop, "caption_dropout_rate", s->dropout,
+                          "caption_tag_dropout_rate", s->tag_dropout, "caption_dropout_every_n_epochs",
+                          (json_int_t)s->dropout_epochs, "caption_prefix", s->prefix, "caption_suffix", s->suffix));
     }
     return all;
 }
@@ -149,11 +151,11 @@ static json_t *datasets_of(const struct dataset *d)
             if (d->subset[d->picture[k].subset].group == i)
                 samples[d->subset[d->picture[k].subset].reg] += (json_int_t)d->picture[k].repeats;
         json_array_append_new(
-            all, json_pack("{s:I, s:I, s:I, s:[I, I], s:b, s:b, s:I, s:I, s:o, s:o, s:o}", "batch_size_per_device", (json_int_t)g->batch,
-                           "num_train_images", samples[0], "num_reg_images", samples[1], "resolution", (json_int_t)g->width,
-                           (json_int_t)g->height, "enable_bucket", (int)g->buckets, "bucket_no_upscale", (int)g->no_upscale,
-                           "min_bucket_reso", (json_int_t)g->min, "max_bucket_reso", (json_int_t)g->max, "tag_frequency",
-                           tags_of(d, i), "bucket_info", buckets_of(d, i), "subsets", subsets_of(d, i)));
+            all, json_pack("{s:I, s:I, s:I, s:[I, I], s:b, s:b, s:I, s:I, s:o, s:o, s:o}", "batch_size_per_device",
+                           (json_int_t)g->batch, "num_train_images", samples[0], "num_reg_images", samples[1], "resolution",
+                           (json_int_t)g->width, (json_int_t)g->height, "enable_bucket", (int)g->buckets, "bucket_no_upscale",
+                           (int)g->no_upscale, "min_bucket_reso", (json_int_t)g->min, "max_bucket_reso", (json_int_t)g->max,
+                           "tag_frequency", tags_of(d, i), "bucket_info", buckets_of(d, i), "subsets", subsets_of(d, i)));
     }
     return all;
 }
@@ -172,7 +174,8 @@ static int set_options(const struct dataset *d, json_t *meta)
     else
         rc |= set(meta, "ss_resolution", "None");
     if (s->face[1] > 0)
-        rc |= set(meta, "ss_face_crop_aug_range", "(%s, %s)", picture_info_number(s->face[0], a), picture_info_number(s->face[1], b));
+        rc |= set(meta, "ss_face_crop_aug_range", "(%s, %s)", picture_info_number(s->face[0], a),
+                  picture_info_number(s->face[1], b));
     else
         rc |= set(meta, "ss_face_crop_aug_range", "None");
     rc |= set_bool(meta, "ss_color_aug", s->color) | set_bool(meta, "ss_flip_aug", s->flip);

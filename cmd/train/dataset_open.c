@@ -28,17 +28,18 @@ int dataset_parse_range(const char *text, double range[2], struct err *err)
 {
     char rest;
 
-    if (sscanf(text, "%lf,%lf%c", &range[0], &range[1], &rest) == 2 && range[0] >= 1 && range[0] <= range[1] && range[1] <= 1000)
+    if (sscanf(text, "%lf,%lf%c", &range[0], &range[1], &rest) == 2 && range[0] >= 1 && range[0] <= range[1] &&
+        range[1] <= 1000)
         return 0;
     return err_usage(err, "--face_crop_aug_range '%s' is no pair low,high with 1 <= low <= high; give 2.0,4.0", text);
 }
 
 static int copy_strings(struct dataset *d, struct err *err)
 {
-    const char **text[] = {&d->o.train_data_dir,    &d->o.reg_data_dir,          &d->o.in_json,        &d->o.dataset_config,
-                           &d->o.resolution,        &d->o.caption_extension,     &d->o.caption_prefix, &d->o.caption_suffix,
-                           &d->o.caption_separator, &d->o.keep_tokens_separator, &d->o.secondary_separator,
-                           &d->o.face_crop_aug_range};
+    const char **text[] = {&d->o.train_data_dir,        &d->o.reg_data_dir,        &d->o.in_json,
+                           &d->o.dataset_config,        &d->o.resolution,          &d->o.caption_extension,
+                           &d->o.caption_prefix,        &d->o.caption_suffix,      &d->o.caption_separator,
+                           &d->o.keep_tokens_separator, &d->o.secondary_separator, &d->o.face_crop_aug_range};
 
     for (size_t i = 0; i < sizeof text / sizeof text[0]; i++)
         if (*text[i] && !(*text[i] = arena_str(&d->arena, *text[i], err)))
@@ -104,9 +105,11 @@ static int check_given(const struct dataset *d, struct err *err)
     const struct dataset_options *o = &d->o;
 
     if (o->dataset_config && (o->train_data_dir || o->reg_data_dir || o->in_json))
-        return err_usage(err, "--dataset_config '%s' says where the pictures are; leave --train_data_dir, --reg_data_dir and --in_json "
-                              "out, or the other way round",
-                         o->dataset_config);
+        return err_usage(
+            err,
+            "--dataset_config '%s' says where the pictures are; leave --train_data_dir, --reg_data_dir and --in_json "
+            "out, or the other way round",
+            o->dataset_config);
     if (!o->dataset_config && !o->train_data_dir)
         return err_usage(err, "no pictures given; name their folder with --train_data_dir, or use --dataset_config");
     if (o->in_json && o->reg_data_dir)
@@ -126,7 +129,8 @@ static int check_subsets(const struct dataset *d, struct err *err)
         const struct subset *s = &d->subset[i];
 
         if (cached && s->color)
-            return err_usage(err, "--color_aug changes the pictures each time, --cache_latents encodes them once; leave one of them out");
+            return err_usage(
+                err, "--color_aug changes the pictures each time, --cache_latents encodes them once; leave one of them out");
         if (cached && (s->random_crop || s->face[1] > 0))
             idle = s->random_crop ? "random_crop" : "face_crop_aug_range";
     }
@@ -181,8 +185,8 @@ static int make_sizes(struct dataset *d, struct err *err)
     return dataset_assign_sizes(d, err);
 }
 
-/* Regularisation pictures are repeated until there are as many as samples to learn: first each as its folder says, then one more of
- * each in turn. Those left when there are enough are not used. */
+/* Regularisation pictures are repeated until there are as many as samples to learn: first each as its folder says, then one
+ * more of each in turn. Those left when there are enough are not used. */
 static int balance(struct dataset *d, size_t group, struct err *err)
 {
     size_t want = 0, have = 0, kept = 0, reg = 0;
@@ -295,7 +299,8 @@ static int look_at_sizes(struct dataset *d, struct err *err)
 
         if (2 * p->size[0] >= p->fit[0] && 2 * p->size[1] >= p->fit[1])
             continue;
-        detail = arena_printf(&d->arena, err, "%zu x %zu, enlarged to cover %zu x %zu", p->size[0], p->size[1], p->fit[0], p->fit[1]);
+        detail = arena_printf(&d->arena, err, "%zu x %zu, enlarged to cover %zu x %zu", p->size[0], p->size[1], p->fit[0],
+                              p->fit[1]);
         if (!detail || dataset_find(d, FINDING_TINY, p->key, detail, err))
             return -1;
     }
@@ -337,7 +342,8 @@ static int nothing_left(const struct dataset *d, struct err *err)
             f = &d->finding[i];
     if (f)
         return err_set(err, "no picture can be used; the first is '%s': %s", f->name, f->detail ? f->detail : "not found");
-    return err_set(err, "no pictures in '%s'; put .png, .jpg, .webp or .bmp files there", d->subsets ? (d->subset[0].dir ? d->subset[0].dir : d->subset[0].metadata) : d->o.dataset_config);
+    return err_set(err, "no pictures in '%s'; put .png, .jpg, .webp or .bmp files there",
+                   d->subsets ? (d->subset[0].dir ? d->subset[0].dir : d->subset[0].metadata) : d->o.dataset_config);
 }
 
 static bool any_to_learn(const struct dataset *d)
@@ -373,7 +379,8 @@ static int fill(struct dataset *d, struct err *err)
             return -1;
     for (size_t i = 0; i < d->pictures; i++)
         d->subset[d->picture[i].subset].pictures++;
-    return any_to_learn(d) ? dataset_make_buckets(d, err) : err_usage(err, "--validation_split leaves nothing to train on; make it smaller");
+    return any_to_learn(d) ? dataset_make_buckets(d, err)
+                           : err_usage(err, "--validation_split leaves nothing to train on; make it smaller");
 }
 
 int dataset_open(struct dataset **out, const struct dataset_options *o, const struct dataset_setup *setup, struct err *err)

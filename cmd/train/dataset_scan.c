@@ -109,8 +109,8 @@ static bool is_file(const char *path)
     return stat(path, &st) == 0 && S_ISREG(st.st_mode);
 }
 
-/* Where the caption of a picture may be: its name with another ending, or, where a face's place ends the name (_cx_cy_w_h), that name
- * without it. NULL: nowhere. */
+/* Where the caption of a picture may be: its name with another ending, or, where a face's place ends the name (_cx_cy_w_h),
+ * that name without it. NULL: nowhere. */
 static const char *find_caption_file(struct dataset *d, const struct subset *s, const char *name, bool *failed, struct err *err)
 {
     size_t n = (size_t)(ending_of(name) - name), parts = 1, cut = n;
@@ -247,10 +247,11 @@ static int add_plain(struct dataset *d, const struct subset *like, const char *d
     if (dataset_list_pictures(&d->arena, dir, &name, &n, err))
         return -1;
     if (n == 0)
-        return err_set(err,
-                       "no folders to train on in '%s': put the pictures into a folder inside it whose name is REPEATS_words, as in "
-                       "'10_sks dog'",
-                       dir);
+        return err_set(
+            err,
+            "no folders to train on in '%s': put the pictures into a folder inside it whose name is REPEATS_words, as in "
+            "'10_sks dog'",
+            dir);
     s.dir = dir;
     s.reg = reg;
     s.repeats = 1;

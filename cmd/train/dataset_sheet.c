@@ -63,7 +63,8 @@ static int draw_cell(struct sheet *s, struct picture *p, size_t i, struct err *e
     return 0;
 }
 
-static void describe_cell(struct sheet *s, const struct dataset *d, const struct dataset_batch *b, size_t i, size_t batch, size_t cell)
+static void describe_cell(struct sheet *s, const struct dataset *d, const struct dataset_batch *b, size_t i, size_t batch,
+                          size_t cell)
 {
     const struct sample_picture *p = &d->picture[b->picture[i]];
     size_t x, y;
@@ -123,13 +124,15 @@ static int begin(struct sheet *s, const struct dataset *d, size_t epoch, size_t 
     memset(s->all.data, 48, s->all.width * s->all.height * 3);
     fprintf(s->html,
             "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>training data</title>\n<style>body{font:14px "
-            "sans-serif;background:#303030;color:#ddd;margin:16px}figure{display:inline-block;width:%dpx;margin:8px;vertical-align:top;"
-            "overflow-wrap:anywhere}div{width:%dpx;height:%dpx;background-image:url(dataset.png)}figcaption{font-size:12px}</style>\n"
+            "sans-serif;background:#303030;color:#ddd;margin:16px}figure{display:inline-block;width:%dpx;margin:8px;vertical-"
+            "align:top;"
+            "overflow-wrap:anywhere}div{width:%dpx;height:%dpx;background-image:url(dataset.png)}figcaption{font-size:12px}</"
+            "style>\n"
             "<h1>What is trained on, epoch %zu</h1>\n<pre>",
             CELL, CELL, CELL, epoch + 1);
     escape(s->html, table);
-    fprintf(s->html, "</pre>\n<p>The first %zu of %zu samples, as the trainer sees them before they become latents.</p>\n", s->cells,
-            samples);
+    fprintf(s->html, "</pre>\n<p>The first %zu of %zu samples, as the trainer sees them before they become latents.</p>\n",
+            s->cells, samples);
     free(table);
     return 0;
 }

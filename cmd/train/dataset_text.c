@@ -14,7 +14,11 @@ static size_t find_not_utf8(const unsigned char *s, size_t n)
     size_t i = 0;
 
     while (i < n) {
-        size_t more = s[i] < 0x80 ? 0 : s[i] >= 0xc2 && s[i] < 0xe0 ? 1 : s[i] >= 0xe0 && s[i] < 0xf0 ? 2 : s[i] >= 0xf0 && s[i] < 0xf5 ? 3 : 9;
+        size_t more = s[i] < 0x80                   ? 0
+                      : s[i] >= 0xc2 && s[i] < 0xe0 ? 1
+                      : s[i] >= 0xe0 && s[i] < 0xf0 ? 2
+                      : s[i] >= 0xf0 && s[i] < 0xf5 ? 3
+                                                    : 9;
 
         if (more > 3 || more >= n - i)
             return i;
