@@ -969,7 +969,7 @@ static void test_refusals(void **state)
         {"--train_data_dir|DIR/train|--resolution|-64", "out of range"},
         {"--train_data_dir|DIR/train|--resolution|100", "sides have to be multiples of 8; take 96,96"},
         {"--train_data_dir|DIR/train|--resolution|500,500|--enable_bucket",
-         "sides have to be multiples of 64 with --enable_bucket (see --bucket_reso_steps); take 448,448"},
+         "sides have to be multiples of 64 where there are buckets (see --bucket_reso_steps); take 448,448"},
         {"--train_data_dir|DIR/train|--resolution|512|--enable_bucket|--bucket_reso_steps|20", "no multiple of 8"},
         {"--train_data_dir|DIR/train|--resolution|512|--enable_bucket|--min_bucket_reso|576", "larger than the resolution"},
         {"--train_data_dir|DIR/train|--resolution|512|--enable_bucket|--max_bucket_reso|448", "smaller than the resolution"},

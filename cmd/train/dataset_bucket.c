@@ -127,7 +127,7 @@ static int check_multiples(const struct dataset *d, const struct group *g, struc
     if (w == g->width && h == g->height && w && h)
         return 0;
     return err_usage(err, "--resolution %zu,%zu: sides have to be multiples of %zu%s; take %zu,%zu", g->width, g->height, steps,
-                     g->buckets ? " with --enable_bucket (see --bucket_reso_steps)" : "", w ? w : steps, h ? h : steps);
+                     g->buckets ? " where there are buckets (see --bucket_reso_steps)" : "", w ? w : steps, h ? h : steps);
 }
 
 static int check_buckets(const struct group *g, struct err *err)

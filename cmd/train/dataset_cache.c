@@ -21,6 +21,8 @@ struct cache {
     size_t n;
     bool told; /* that files cannot be written */
     bool dropped;
+    dataset_keep *keep; /* takes latents that were just made; NULL: nobody */
+    void *keep_ctx;
 };
 
 static size_t numbers_of(const struct dataset *d, const struct sample_picture *p)
@@ -159,8 +161,9 @@ static bool read_cached(const struct dataset *d, struct sample_picture *p, const
 }
 
 /* A folder that cannot be written to costs time the next time, not this training. */
-static int write_cached(struct cache *c, const struct sample_picture *p, struct err *err)
+static int write_cached(void *ctx, struct sample_picture *p, struct err *err)
 {
+    struct cache *c = ctx;
     const struct dataset *d = c->d;
     size_t w = p->fit[0] / d->setup.factor, h = p->fit[1] / d->setup.factor, n = numbers_of(d, p), arrays = 2;
     char key[SHA256_TEXT], *path = cache_path(p, c->vae_hash, err);
@@ -294,8 +297,8 @@ static int flush(struct cache *c, struct err *err)
         if (encode_pending(c, pixels, w, h, true, err))
             goto out;
     }
-    for (size_t i = 0; i < c->n && d->o.cache_latents_to_disk; i++)
-        if (write_cached(c, &d->picture[c->pending[i]], err))
+    for (size_t i = 0; i < c->n && c->keep; i++)
+        if (c->keep(c->keep_ctx, &d->picture[c->pending[i]], err))
             goto out;
     progress_step(c->progress, n);
     rc = 0;
@@ -364,7 +367,24 @@ static int cache_all(struct cache *c, struct err *err)
         for (size_t i = 0; i < d->pictures; i++)
             if (d->picture[i].bucket == b && !d->picture[i].latents && cache_picture(c, i, err))
                 return -1;
-    return flush(c, err) || settle(c, err) ? -1 : 0;
+    return flush(c, err);
+}
+
+int dataset_encode_all(struct dataset *d, const struct command_run *run, dataset_encode *encode, void *ctx, dataset_keep *keep,
+                       void *keep_ctx, size_t batch, struct err *err)
+{
+    struct cache c = {.d = d, .run = run, .encode = encode, .ctx = ctx, .vae_hash = "", .keep = keep, .keep_ctx = keep_ctx};
+    int rc;
+
+    d->o.vae_batch_size = batch;
+    c.pending = mem_zero(batch, sizeof *c.pending, "a list of pictures", err);
+    if (!c.pending)
+        return -1;
+    c.progress = progress_start(run, "encoding", d->pictures, "pictures");
+    rc = cache_all(&c, err);
+    progress_end(c.progress);
+    free(c.pending);
+    return rc;
 }
 
 bool dataset_wants_cache(const struct dataset *d)
@@ -388,13 +408,17 @@ int dataset_cache(struct dataset *d, const struct command_run *run, dataset_enco
     c.pending = mem_zero(most, sizeof *c.pending, "a list of pictures", err);
     if (!c.pending)
         return -1;
+    if (d->o.cache_latents_to_disk) {
+        c.keep = write_cached;
+        c.keep_ctx = &c;
+    }
     c.progress = progress_start(run, "caching latents", total, "pictures");
-    rc = cache_all(&c, err);
+    rc = cache_all(&c, err) || settle(&c, err) ? -1 : 0;
     if (!rc && d->validation) {
         d->validation->o.vae_batch_size = most;
         c.d = d->validation;
         c.dropped = false;
-        rc = cache_all(&c, err);
+        rc = cache_all(&c, err) || settle(&c, err) ? -1 : 0;
     }
     progress_end(c.progress);
     free(c.pending);

@@ -58,8 +58,8 @@ static int print_json(const struct dataset *d, struct err *err)
 {
     for (size_t i = 0; i < d->findings; i++) {
         const struct finding *f = &d->finding[i];
-        json_t *j = json_pack("{s:s, s:s, s:b, s:s*}", "finding", kinds[f->kind].word, "subject", f->name, "stops",
-                              (int)dataset_stops(d, f->kind), "detail", f->detail);
+        json_t *j = json_pack("{s:s, s:s, s:s, s:b, s:s*}", "event", "finding", "kind", kinds[f->kind].word, "subject", f->name,
+                              "stops", (int)dataset_stops(d, f->kind), "detail", f->detail);
         char *line = j ? json_dumps(j, JSON_COMPACT) : NULL;
 
         json_decref(j);

@@ -144,6 +144,15 @@ json_t *dataset_read_metadata(const char *path, struct err *err);
 int dataset_read_caption(struct arena *arena, const char *path, bool all_lines, const char **text, const char **problem,
                          struct err *err);
 
+/* dataset_open.c: the pictures of one folder, captions or not, in buckets of a group; for lora prepare. */
+int dataset_open_folder(struct dataset **out, const char *dir, const struct group *g, bool flip, bool skip_bad,
+                        const struct dataset_setup *setup, struct err *err);
+
+/* dataset_cache.c: encodes all pictures in turn, `batch` at once, and hands each over when it is done; keep may free its latents. */
+typedef int dataset_keep(void *ctx, struct sample_picture *p, struct err *err);
+int dataset_encode_all(struct dataset *d, const struct command_run *run, dataset_encode *encode, void *ctx, dataset_keep *keep,
+                       void *keep_ctx, size_t batch, struct err *err);
+
 /* dataset_findings.c */
 int dataset_find(struct dataset *d, enum finding_kind kind, const char *name, const char *detail, struct err *err);
 bool dataset_stops(const struct dataset *d, enum finding_kind kind);

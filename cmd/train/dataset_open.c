@@ -401,6 +401,37 @@ int dataset_open(struct dataset **out, const struct dataset_options *o, const st
     return 0;
 }
 
+static int fill_from_folder(struct dataset *d, const char *dir, const struct group *g, bool flip, struct err *err)
+{
+    struct subset s = {.repeats = 1, .extension = ".caption", .separator = ",", .words = "", .flip = flip};
+
+    s.dir = arena_str(&d->arena, dir, err);
+    s.name = s.dir ? dataset_last_part(d, dir, err) : NULL;
+    if (!s.name || dataset_add_group(d, g, err) || dataset_add_subset(d, &s, err) || dataset_group_sizes(d, d->group, err) ||
+        dataset_scan_subset(d, 0, err) || dataset_assign_sizes(d, err))
+        return -1;
+    return d->pictures ? dataset_make_buckets(d, err) : nothing_left(d, err);
+}
+
+int dataset_open_folder(struct dataset **out, const char *dir, const struct group *g, bool flip, bool skip_bad,
+                        const struct dataset_setup *setup, struct err *err)
+{
+    struct dataset *d = mem_zero(1, sizeof *d, "pictures", err);
+
+    *out = NULL;
+    if (!d)
+        return -1;
+    d->o.skip_bad_pictures = skip_bad;
+    d->setup = *setup;
+    d->order_epoch = SIZE_MAX;
+    if (fill_from_folder(d, dir, g, flip, err)) {
+        dataset_close(d);
+        return -1;
+    }
+    *out = d;
+    return 0;
+}
+
 static void free_own(struct dataset *d)
 {
     for (size_t i = 0; i < d->pictures; i++) {
