@@ -1089,6 +1089,15 @@ static void test_findings(void **state)
     assert_int_equal(dataset_pictures(x.d), 8);
     assert_int_equal(dataset_print_findings(x.d, &quiet, &x.err), 0);
     close_data(&x);
+    open_ok(&x, "--train_data_dir|%s|--resolution|64|--skip_bad_pictures", in("train"));
+    assert_true(found(&x, FINDING_CAPTION_WORDS, "a.png"));
+    for (size_t i = 0; i < x.d->findings; i++)
+        if (strstr(x.d->finding[i].name, "a.png"))
+            assert_string_equal(x.d->finding[i].detail, "but there is 'a.txt'; to use it, give --caption_extension .txt");
+    close_data(&x);
+    open_ok(&x, "--train_data_dir|%s|--resolution|64|--skip_bad_pictures|--caption_extension|txt", in("train"));
+    assert_false(found(&x, FINDING_CAPTION_WORDS, "a.png"));
+    close_data(&x);
 }
 
 int main(void)

@@ -81,6 +81,8 @@ static void test_pixels(void **state)
         char path[512];
         struct picture p;
         struct err err;
+        size_t size[2];
+        int orientation;
 
         if (!dot || (strcmp(dot, ".png") && strcmp(dot, ".jpg") && strcmp(dot, ".webp") && strcmp(dot, ".bmp")) ||
             (is_webp(entry->d_name) && !have_webp()))
@@ -91,6 +93,10 @@ static void test_pixels(void **state)
         assert_int_equal(p.width, 19);
         assert_int_equal(p.height, 13);
         same_pixels(path, &p, p.channels == 4 ? ".rgba" : ".rgb");
+        assert_int_equal(picture_read_size(path, size, &orientation, &err), 0);
+        assert_int_equal(orientation, p.orientation);
+        assert_int_equal(size[0], orientation < 5 ? 19 : 13);
+        assert_int_equal(size[1], orientation < 5 ? 13 : 19);
         picture_free(&p);
         count++;
     }
@@ -167,6 +173,8 @@ static void test_bad(void **state)
         char path[512], want[1024];
         struct picture p;
         struct err err = {0};
+        size_t size[2];
+        int orientation;
 
         if (is_webp(bad[i][0]) && !have_webp())
             continue;
@@ -176,6 +184,8 @@ static void test_bad(void **state)
         if (strncmp(err.msg, want, strlen(want)) != 0 || !strstr(err.msg, bad[i][1]))
             fail_msg("%s", err.msg);
         assert_null(p.data);
+        /* only pixels that do not match their checksum stay unnoticed when just the header is read */
+        assert_int_equal(picture_read_size(path, size, &orientation, &err), strcmp(bad[i][0], "crc.png") == 0 ? 0 : -1);
     }
 }
 

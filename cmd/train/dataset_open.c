@@ -94,10 +94,16 @@ int dataset_add_group(struct dataset *d, const struct group *g, struct err *err)
 
 int dataset_add_subset(struct dataset *d, const struct subset *s, struct err *err)
 {
+    struct subset *new;
+
     if (mem_grow(&d->subset, &d->subset_cap, d->subsets, sizeof *d->subset, "folders", err))
         return -1;
-    d->subset[d->subsets++] = *s;
-    return 0;
+    new = &d->subset[d->subsets++];
+    *new = *s;
+    if (strchr(s->extension, '.')) /* "_en.txt" is meant as it stands, "txt" is not */
+        return 0;
+    new->extension = arena_printf(&d->arena, err, ".%s", s->extension);
+    return new->extension ? 0 : -1;
 }
 
 static int check_given(const struct dataset *d, struct err *err)
@@ -134,6 +140,11 @@ static int check_subsets(const struct dataset *d, struct err *err)
         if (cached && (s->random_crop || s->face[1] > 0))
             idle = s->random_crop ? "random_crop" : "face_crop_aug_range";
     }
+    for (size_t i = 0; i < d->subsets; i++)
+        if (!cached && d->subset[i].face[1] > 0 && d->group[d->subset[i].group].buckets) {
+            command_warn(d->setup.run, "--face_crop_aug_range does nothing where there are buckets: leave --enable_bucket out");
+            break;
+        }
     if (idle)
         command_warn(d->setup.run, "--%s does nothing with cached latents: each picture is cut once, in the middle", idle);
     return 0;

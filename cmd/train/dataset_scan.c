@@ -132,6 +132,22 @@ static const char *find_caption_file(struct dataset *d, const struct subset *s, 
     return NULL;
 }
 
+/* A common slip: the texts are there, with the other of the two usual endings. NULL: not so, or no memory. */
+static const char *find_other_ending(struct dataset *d, const struct subset *s, const char *name, struct err *err)
+{
+    static const char *const usual[] = {".txt", ".caption"};
+    size_t n = (size_t)(ending_of(name) - name);
+
+    for (size_t i = 0; i < 2; i++) {
+        const char *path = arena_printf(&d->arena, err, "%s/%.*s%s", s->dir, (int)n, name, usual[i]);
+
+        if (path && is_file(path))
+            return arena_printf(&d->arena, err, "but there is '%.*s%s'; to use it, give --caption_extension %s", (int)n, name,
+                                usual[i], usual[i]);
+    }
+    return NULL;
+}
+
 /* Fills p->caption; *use = false when the picture cannot be used. */
 static int take_caption(struct dataset *d, const struct subset *s, struct sample_picture *p, const char *name, bool *use,
                         struct err *err)
@@ -143,9 +159,12 @@ static int take_caption(struct dataset *d, const struct subset *s, struct sample
         return -1;
     p->caption = s->words ? s->words : "";
     if (!path) {
+        const char *other = find_other_ending(d, s, name, err);
+
         if (!s->words || !*s->words)
-            return dataset_find(d, FINDING_CAPTION_EMPTY, p->key, "it has no caption file, and its folder no words", err);
-        return s->reg ? 0 : dataset_find(d, FINDING_CAPTION_WORDS, p->key, NULL, err);
+            return dataset_find(d, FINDING_CAPTION_EMPTY, p->key,
+                                other ? other : "it has no caption file, and its folder no words", err);
+        return s->reg && !other ? 0 : dataset_find(d, FINDING_CAPTION_WORDS, p->key, other, err);
     }
     if (dataset_read_caption(&d->arena, path, s->wildcard, &p->caption, &problem, err))
         return -1;

@@ -75,7 +75,7 @@ int dataset_read_caption(struct arena *arena, const char *path, bool all_lines, 
                          struct err *err)
 {
     FILE *f = fopen(path, "rb");
-    unsigned char *data = mem_zero(MOST + 2, 1, "a caption", err);
+    unsigned char *data = mem_new(MOST + 1, "a caption", err);
     size_t n = 0, from;
     char *out;
     int rc = -1;
