@@ -737,6 +737,7 @@ static void write_npz(const char *name, size_t h, size_t w, float first)
 
 static void test_metadata_file(void **state)
 {
+    size_t calls;
     struct opened x = {0};
     struct dataset_batch b = {0};
     char text[8192];
@@ -772,6 +773,27 @@ static void test_metadata_file(void **state)
     open_ok(&x, "--train_data_dir|%s|--in_json|%s|--flip_aug", in("pictures"), in("meta.json")); /* no mirrored latents */
     assert_false(dataset_wants_cache(x.d));
     assert_int_equal(x.d->findings, 2);
+    close_data(&x);
+    assert_int_equal(remove(in("pictures/a.png")), 0); /* latents alone will do, but cannot be shown */
+    open_ok(&x, "--train_data_dir|%s|--in_json|%s", in("pictures"), in("meta.json"));
+    assert_int_equal(dataset_sheet(x.d, 0, 9, folder, &x.err), -1);
+    assert_non_null(strstr(x.err.msg, "only its latents are"));
+    close_data(&x);
+    make_picture("pictures/a.png", 64, 128, 1);
+    make_dir("train/2_x");
+    make_picture("train/2_x/p.png", 64, 64, 3);
+    snprintf(text, sizeof text, "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '%s'\nmetadata_file = '%s'\n",
+             in("pictures"), in("meta.json"));
+    snprintf(text + strlen(text), sizeof text - strlen(text),
+             "[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '%s'\n", in("train/2_x"));
+    make_text("two.toml", text);
+    open_ok(&x, "--dataset_config|%s", in("two.toml"));
+    assert_false(dataset_wants_cache(x.d)); /* a batch is of one kind */
+    close_data(&x);
+    open_ok(&x, "--dataset_config|%s|--cache_latents", in("two.toml"));
+    calls = 0;
+    assert_int_equal(dataset_cache(x.d, &quiet, fake_encode, &calls, "", &x.err), 0);
+    assert_int_equal(calls, 1);
     close_data(&x);
     write_npz("pictures/a.npz", 8, 8, 100);
     open_ok(&x, "--train_data_dir|%s|--in_json|%s", in("pictures"), in("meta.json"));

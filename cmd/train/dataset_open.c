@@ -181,6 +181,30 @@ static int scan(struct dataset *d, struct err *err)
     return 0;
 }
 
+/* Latents from files serve only where all pictures have them or the others get them from a cache: a batch is of one kind. */
+static int settle_mixed(struct dataset *d, struct err *err)
+{
+    size_t have = 0, kept = 0;
+
+    for (size_t i = 0; i < d->pictures; i++)
+        have += d->picture[i].npz != NULL;
+    if (have == 0 || have == d->pictures || d->o.cache_latents || d->o.cache_latents_to_disk)
+        return 0;
+    command_note(d->setup.run, "%zu of %zu pictures have .npz latents, which are not used: with --cache_latents they would be",
+                 have, d->pictures);
+    for (size_t i = 0; i < d->pictures; i++) {
+        struct sample_picture *p = &d->picture[i];
+
+        p->npz = p->npz_flipped = NULL;
+        if (p->path)
+            d->picture[kept++] = *p;
+        else if (dataset_find(d, FINDING_MISSING, p->key, NULL, err))
+            return -1;
+    }
+    d->pictures = kept;
+    return 0;
+}
+
 static int make_sizes(struct dataset *d, struct err *err)
 {
     for (size_t i = 0; i < d->groups; i++) {
@@ -375,7 +399,7 @@ static bool any_split(const struct dataset *d)
 
 static int fill(struct dataset *d, struct err *err)
 {
-    if (copy_strings(d, err) || check_given(d, err) || scan(d, err) || make_sizes(d, err))
+    if (copy_strings(d, err) || check_given(d, err) || scan(d, err) || settle_mixed(d, err) || make_sizes(d, err))
         return -1;
     if (!any_to_learn(d))
         return nothing_left(d, err);

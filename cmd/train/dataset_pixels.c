@@ -185,6 +185,8 @@ int dataset_load(const struct dataset *d, size_t picture, size_t epoch, size_t r
     struct draw draw = draw_begin(d->setup.seed, DRAW_PICTURE, epoch, picture, repeat);
 
     *flipped = false;
+    if (!p->path)
+        return err_set(err, "picture '%s' is not there, only its latents are; put it beside them to see or vary it", p->key);
     if (picture_read(out, p->path, err))
         return -1;
     picture_drop_alpha(out);
