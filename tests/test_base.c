@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -96,6 +97,47 @@ static int mark(void *ctx, size_t i, struct err *err)
     return i == 700 || i == 701 || i == 990 ? err_set(err, "piece %zu", i) : 0;
 }
 
+static int nested(void *ctx, size_t i, struct err *err)
+{
+    unsigned char(*seen)[50] = ctx;
+
+    return i % 2 && thread_index() >= thread_count() ? err_set(err, "worker %d", thread_index())
+                                                     : thread_for(50, mark, seen[i], err);
+}
+
+static void *call_often(void *unused)
+{
+    struct err e = {0};
+
+    (void)unused;
+    for (int i = 0; i < 2000; i++) {
+        unsigned char seen[20][50] = {{0}};
+
+        if (thread_for(20, nested, seen, &e) < 0)
+            return "failed";
+        for (size_t j = 0; j < 1000; j++)
+            if (seen[j / 50][j % 50] != 1)
+                return "not each piece once";
+    }
+    return NULL;
+}
+
+/* Calls within calls, and from two threads at once: each piece is done once. */
+static void test_thread_calls(void **state)
+{
+    pthread_t other;
+    void *here, *there;
+
+    (void)state;
+    thread_init(3);
+    assert_int_equal(pthread_create(&other, NULL, call_often, NULL), 0);
+    here = call_often(NULL);
+    assert_int_equal(pthread_join(other, &there), 0);
+    assert_null(here);
+    assert_null(there);
+    thread_init(0);
+}
+
 static void test_thread(void **state)
 {
     (void)state;
@@ -122,6 +164,7 @@ int main(void)
         cmocka_unit_test(test_mem),
         cmocka_unit_test(test_shape),
         cmocka_unit_test(test_thread),
+        cmocka_unit_test(test_thread_calls),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,4 @@
-/* Threads: work in independent pieces whose shapes do not depend on the number of threads, so that results do not either.
+/* Threads, a pool of our own: work in independent pieces whose shapes do not depend on the number of threads, so that results do not either.
  * BLAS runs single-threaded inside a piece; parallelism is ours alone. */
 #ifndef REF_BASE_THREAD_H
 #define REF_BASE_THREAD_H
