@@ -203,16 +203,26 @@ static void edge(const struct kernel_call *c, tile_fn *tile, size_t width, size_
         }
 }
 
+/* The height of the next tile with `left` rows to go: the tallest, but no thin one after it where two of like height do. */
+static int height_of(const struct shape_set *s, size_t left)
+{
+    int h = 0;
+
+    while (s->height[h] > left)
+        h++;
+    while (left > s->height[h] && left < 2 * s->height[h] && 2 * s->height[h + 1] >= left)
+        h++;
+    return h;
+}
+
 void kernel_multiply(const struct kernel_call *c)
 {
     const struct shape_set *s = tiles();
-    int h = 0;
 
     for (size_t r = 0, rows; r < c->rows; r += rows) {
         const float *b = c->packed;
+        int h = height_of(s, c->rows - r);
 
-        while (s->height[h] > c->rows - r)
-            h++;
         rows = s->height[h];
         for (size_t col = 0, width; col < c->cols; col += width, b += c->k * width) {
             int w = width_of(s, c->cols - col);
