@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "ref/base/thread.h"
+#include "ref/op/kernel_bf16.h"
 
 /* One part behind a name. */
 static int parse_part(const char *device, const char *part, struct offload_options *o, struct err *err)
@@ -136,19 +137,42 @@ static void open_cpu(struct offload *o)
     o->ops = o->ref;
 }
 
+/* The program's own code, in f32 or, where the processor can, with factors of products in bf16. */
+static int choose_cpu(struct offload *o, enum dtype arithmetic, struct err *err)
+{
+    if (arithmetic == DT_COUNT || arithmetic == DT_F32)
+        return 0;
+    if (arithmetic != DT_BF16)
+        return err_usage(err, "device cpu computes in f32 or bf16, not in %s", dtype_name(arithmetic));
+    if (!kernel_has_bf16())
+        return err_usage(err, "this processor has no bf16 arithmetic (AVX-512 BF16); use --device cpu");
+    o->ops.arithmetic = o->info.arithmetic = DT_BF16;
+    return 0;
+}
+
+/* As choose_cpu(), but what the processor cannot do is left out. */
+static int prefer(struct offload *o, enum dtype arithmetic)
+{
+    if (arithmetic == DT_BF16 && kernel_has_bf16())
+        o->ops.arithmetic = o->info.arithmetic = DT_BF16;
+    return 0;
+}
+
 /* The best device that opens. A GPU that cannot be used is no error, but somebody who built the plug-in wants to know why. */
 static int open_auto(struct offload *o, const char *folder, const struct offload_options *options, struct err *err)
 {
     char note[sizeof o->note];
 
-    if (!locate("cuda", folder, (char[PATH_MAX + 80]){0}) || open_plugin(o, "cuda", folder, options, err) == 0)
+    if (!locate("cuda", folder, (char[PATH_MAX + 80]){0}))
+        return prefer(o, options->arithmetic);
+    if (open_plugin(o, "cuda", folder, options, err) == 0)
         return 0;
     snprintf(note, sizeof note, "%.480s", err->msg);
     offload_close(o);
     open_cpu(o);
     memcpy(o->note, note, sizeof note);
     *err = (struct err){0};
-    return 0;
+    return prefer(o, options->arithmetic);
 }
 
 int offload_open(struct offload *o, const char *device, const char *folder, struct err *err)
@@ -161,8 +185,8 @@ int offload_open(struct offload *o, const char *device, const char *folder, stru
         return -1;
     if (strcmp(name, "auto") == 0)
         return open_auto(o, folder, &options, err);
-    if (strcmp(name, "cpu") == 0 && options.arithmetic != DT_COUNT && options.arithmetic != DT_F32)
-        return err_usage(err, "device cpu computes in f32; for bf16 use dnnl:bf16");
+    if (strcmp(name, "cpu") == 0 && choose_cpu(o, options.arithmetic, err) < 0)
+        return -1;
     if (strcmp(name, "cpu") == 0 || open_plugin(o, name, folder, &options, err) == 0)
         return 0;
     offload_close(o);

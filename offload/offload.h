@@ -61,7 +61,7 @@ struct offload {
     void *library;
 };
 
-/* Opens a device: "cpu" (ref alone, always there), "auto" (a GPU where there is one, else cpu), or a plug-in by its name. Behind
+/* Opens a device: "cpu" (ref alone, always there; in bf16 where the processor has it), "auto" (a GPU where there is one, else cpu), or a plug-in by its name. Behind
  * a name may follow, each after a colon and in any order: arithmetic (f32, tf32, bf16, fp16), how frozen weights are kept (int8,
  * nf4), and which of several devices (a number): "cuda:bf16:1". "auto:bf16" and the like: where auto is cpu, what it cannot do is
  * left out. `folder` is where plug-ins are looked for; NULL: `plugins` beside the program, then ../lib/lora. The error says what

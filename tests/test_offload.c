@@ -74,7 +74,7 @@ static void test_errors(void **arg)
     refused("dnnl:f64", NULL, "'f64' is no arithmetic (f32, tf32, bf16, fp16)");
     refused("cuda:1:x", NULL, "'x' is no arithmetic");
     refused("dnnl:", NULL, "'' is no arithmetic");
-    refused("cpu:bf16", NULL, "device cpu computes in f32");
+    refused("cpu:fp16", NULL, "device cpu computes in f32 or bf16, not in f16");
     refused("nosuch", NULL, "there is no device 'nosuch'");
     refused("dnnl", "/nonexistent", "no lora-dnnl.so in '/nonexistent'");
 }
@@ -208,7 +208,7 @@ static void run(const struct offload *o, const struct sizes *s)
     enum op_id op = s->convolution ? OP_conv2d : OP_linear;
     struct tensor x = make(DT_F32, 4, x_dim, 1), w = s->convolution ? make(DT_F16, 4, wc, 0.1f) : make(DT_F16, 2, wl, 0.1f);
     struct tensor bias = make(DT_F32, 1, &s->out, 1), y = {0}, start, dx = make(DT_F32, 4, x_dim, 0);
-    struct op_call c = {.attr = &attr, .in = {&x, &w, &bias}, .out = {&y}};
+    struct op_call c = {.attr = &attr, .in = {&x, &w, &bias}, .out = {&y}, .arithmetic = o->ops.arithmetic};
     struct err err = {0};
     size_t bytes;
 
@@ -269,6 +269,13 @@ static void check_device(const char *device)
     offload_close(&o);
 }
 
+static void test_own(void **arg)
+{
+    (void)arg;
+    check_device("cpu");
+    check_device("cpu:bf16");
+}
+
 static void test_dnnl(void **arg)
 {
     (void)arg;
@@ -282,7 +289,7 @@ static void test_dnnl(void **arg)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_errors), cmocka_unit_test(test_broken_file),
-                                       cmocka_unit_test(test_cpu), cmocka_unit_test(test_dnnl)};
+                                       cmocka_unit_test(test_cpu), cmocka_unit_test(test_own), cmocka_unit_test(test_dnnl)};
 
     thread_init(2);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -115,6 +115,7 @@ static void add_scratch(struct planner *p)
         struct op_call c;
 
         graph_call(p->g, n, &c, store);
+        c.arithmetic = p->ops->arithmetic;
         p->blocks[p->g->value_count + i] = (struct block){
             .first = i, .last = i, .bytes = aligned(p->ops->scratch[n->op](&c, n->backward, p->threads)), .offset = PLAN_NOWHERE};
     }

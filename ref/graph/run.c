@@ -181,6 +181,7 @@ static int run_node(struct run *r, size_t i, struct err *err)
     int rc;
 
     graph_call(g, n, &c, store);
+    c.arithmetic = r->ops->arithmetic;
     for (int j = 0; j < RUN_TENSORS; j++)
         store[j].data = NULL;
     c.scratch = r->plan->scratch[i] == PLAN_NOWHERE ? NULL : r->arena + r->plan->scratch[i];

@@ -5,6 +5,7 @@
  * Heads are columns h*d .. h*d+d-1 of q, k, v [n, tokens, c]. A tile's keys and values are packed once for all queries of a
  * piece, then a strip of scores as high as a register tile is made, turned into probabilities and multiplied by the values
  * while it is in the innermost cache. lse = m + log l is kept for the backward, which computes the probabilities again.
+ * In bf16 only what is multiplied is rounded; scores, probabilities' sums and results are f32.
  *
  * This file is compiled with products and sums contracted where the machine can, as ref/op/kernel.c is (Makefile). */
 #include <math.h>
@@ -13,7 +14,7 @@
 #include "ref/base/simd.h"
 #include "ref/base/thread.h"
 #include "ref/op/elementwise.h"
-#include "ref/op/kernel.h"
+#include "ref/op/kernel_bf16.h"
 #include "ref/op/vmath.h"
 
 enum { Q, K, V };
@@ -26,7 +27,7 @@ static const float log2e = 0x1.715476p0f, ln2 = 0x1.62e43p-1f;
 struct attention {
     size_t n, heads, d, c, tq, tk; /* tq, tk: tokens of q, of k and v */
     float scale;
-    bool causal;
+    bool causal, bf16;
     const float *q, *k, *v, *o, *dy;
     float *y, *lse, *dq, *dk, *dv;
     float *scratch;
@@ -58,10 +59,16 @@ static size_t piece(size_t n, size_t most, size_t unit)
     return least(((n + pieces - 1) / pieces + unit - 1) / unit * unit, n);
 }
 
+/* Terms of a sum, as kernel.h counts them. */
+static size_t terms(const struct attention *a, size_t n)
+{
+    return a->bf16 ? kernel_pairs(n) : n;
+}
+
 static struct attention describe(const struct op_call *c, bool back)
 {
     struct attention a = {.n = c->in[Q]->shape.dim[0], .heads = c->attr->heads, .c = elementwise_last(c->in[Q]),
-                          .causal = c->attr->causal};
+                          .causal = c->attr->causal, .bf16 = c->arithmetic == DT_BF16 && kernel_has_bf16()};
 
     a.d = a.c / a.heads;
     a.tq = tokens(c->in[Q]);
@@ -77,19 +84,35 @@ static struct attention describe(const struct op_call *c, bool back)
     a.keys = whole(kernel_packed(a.tile_k, a.d) > kernel_packed(a.d, a.tile_k) ? kernel_packed(a.tile_k, a.d)
                                                                                : kernel_packed(a.d, a.tile_k));
     a.queries = whole(kernel_packed(a.tile_q, a.d));
-    /* forward: packed k, v, a strip of scores, sum [tile_q, d], m, l [tile_q];
-     * backward: packed k twice and v, packed q and dy, two score tiles, D [tokens of q] */
+    /* forward: packed k, v, a strip of scores, sum [tile_q, d], m, l [tile_q], in bf16 the strip's and q's pairs;
+     * backward: packed k twice and v, packed q and dy, two score tiles, D [tokens of q], in bf16 pairs of q, dy and a tile */
     a.per_thread = back ? 3 * a.keys + 2 * a.queries + whole(2 * a.tile_q * a.ld + a.tq)
                         : 2 * a.keys + whole(KERNEL_ROWS * a.ld + a.tile_q * (a.d + 2));
+    if (a.bf16)
+        a.per_thread += back ? whole(a.tile_q * (2 * terms(&a, a.d) + a.ld / 2))
+                             : whole(KERNEL_ROWS * a.ld / 2 + a.tile_q * terms(&a, a.d));
     return a;
 }
 
-/* s [rows, ld] = scale * a [rows, d] bT, b packed; columns beyond the tile's keys are zeros */
-static void scores(const struct attention *t, float scale, const float *a, size_t rows, const float *packed, size_t cols,
+/* Packs keys k0 .. of k or v as columns, for scores; as rows, for sums over keys. */
+static void pack_columns(const struct attention *a, float *dst, const float *src, size_t cols)
+{
+    (a->bf16 ? kernel_pack_pairs_transposed : kernel_pack_transposed)(dst, terms(a, a->d), 0, src, DT_F32, a->c, a->d, cols);
+}
+
+static void pack_rows(const struct attention *a, float *dst, const float *src, size_t rows)
+{
+    (a->bf16 ? kernel_pack_pairs : kernel_pack)(dst, terms(a, rows), 0, src, DT_F32, a->c, rows, a->d);
+}
+
+/* s [rows, ld] = scale * x [rows, d] bT, b packed; x: rows of q or dy, in bf16 pairs behind each other; columns beyond the
+ * tile's keys are zeros */
+static void scores(const struct attention *a, float scale, const float *x, size_t rows, const float *packed, size_t cols,
                    float *s)
 {
-    const struct kernel_call c = {.rows = rows, .cols = kernel_packed(1, cols), .k = t->d, .x = a, .row = t->c, .step = 1,
-                                  .packed = packed, .y = s, .ldy = t->ld, .alpha = scale};
+    const struct kernel_call c = {.rows = rows, .cols = kernel_packed(1, cols), .k = terms(a, a->d), .x = x,
+                                  .row = a->bf16 ? terms(a, a->d) : a->c, .step = 1, .packed = packed, .y = s, .ldy = a->ld,
+                                  .alpha = scale, .bf16 = a->bf16};
 
     kernel_multiply(&c);
 }
@@ -135,6 +158,25 @@ static inline __attribute__((always_inline)) float row_exp(float *s, size_t n, f
     return sum;
 }
 
+/* To bf16, to nearest even; for what is no NaN and far from overflow. */
+static inline uint16_t narrow(float x)
+{
+    uint32_t u = vmath_bits(x);
+
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* A strip in bf16, row by row; a zero beside an odd last term. */
+SIMD_CLONES static void narrow_strip(uint16_t *restrict dst, const float *restrict s, size_t ld, size_t rows, size_t cols)
+{
+    for (size_t i = 0; i < rows; i++) {
+        for (size_t j = 0; j < cols; j++)
+            dst[i * ld + j] = narrow(s[i * ld + j]);
+        if (cols % 2)
+            dst[i * ld + cols] = 0;
+    }
+}
+
 /* A strip of scores into the running softmax. */
 SIMD_CLONES static void absorb(float *s, size_t ld, size_t rows, size_t cols, float *m, float *l, float *sum, size_t d)
 {
@@ -158,22 +200,25 @@ struct place {
     size_t q0, rows, at; /* its queries; the first one's element of q and y */
     float *k, *v, *s;    /* a tile's keys and values, packed; a strip of scores */
     float *sum, *m, *l;  /* [rows, d], [rows], [rows] */
+    float *s2, *q2;      /* bf16: the strip, and q, in pairs */
 };
 
 /* The keys k0 .. k0 + cols - 1, packed, against all queries of the piece, a strip at a time. */
 static void forward_keys(const struct attention *a, const struct place *p, size_t k0, size_t cols)
 {
     for (size_t r = 0, rows; r < p->rows; r += rows) {
-        struct kernel_call c = {.cols = a->d, .k = cols, .x = p->s, .row = a->ld, .step = 1, .packed = p->v, .y = p->sum + r * a->d,
-                                .ldy = a->d, .alpha = 1, .add = true};
+        struct kernel_call c = {.cols = a->d, .k = terms(a, cols), .x = a->bf16 ? p->s2 : p->s, .row = terms(a, a->ld), .step = 1,
+                                .packed = p->v, .y = p->sum + r * a->d, .ldy = a->d, .alpha = 1, .add = true, .bf16 = a->bf16};
 
         rows = least(KERNEL_ROWS, p->rows - r);
         if (a->causal && p->q0 + r + rows <= k0)
             continue;
-        scores(a, a->scale * log2e, a->q + p->at + r * a->c, rows, p->k, cols, p->s);
+        scores(a, a->scale * log2e, a->bf16 ? p->q2 + r * terms(a, a->d) : a->q + p->at + r * a->c, rows, p->k, cols, p->s);
         if (a->causal)
             mask(p->s, a->ld, rows, cols, p->q0 + r, k0);
         absorb(p->s, a->ld, rows, cols, p->m + r, p->l + r, p->sum + r * a->d, a->d);
+        if (a->bf16)
+            narrow_strip((uint16_t *)p->s2, p->s, a->ld, rows, cols);
         c.rows = rows;
         kernel_multiply(&c);
     }
@@ -206,6 +251,10 @@ static int forward_piece(void *ctx, size_t index, struct err *err)
     p.sum = p.s + KERNEL_ROWS * a->ld;
     p.m = p.sum + a->tile_q * a->d;
     p.l = p.m + a->tile_q;
+    p.s2 = p.l + a->tile_q;
+    p.q2 = p.s2 + KERNEL_ROWS * a->ld / 2;
+    if (a->bf16)
+        kernel_pair_rows(p.q2, a->q + p.at, a->c, p.rows, a->d);
     end = a->causal ? least(p.q0 + p.rows, a->tk) : a->tk;
     memset(p.sum, 0, p.rows * a->d * sizeof *p.sum);
     for (size_t i = 0; i < p.rows; i++) {
@@ -215,8 +264,8 @@ static int forward_piece(void *ctx, size_t index, struct err *err)
     for (size_t k0 = 0; k0 < end; k0 += a->tile_k) {
         size_t cols = least(a->tile_k, end - k0), key = (n * a->tk + k0) * a->c + head * a->d;
 
-        kernel_pack_transposed(p.k, a->d, 0, a->k + key, DT_F32, a->c, a->d, cols);
-        kernel_pack(p.v, cols, 0, a->v + key, DT_F32, a->c, cols, a->d);
+        pack_columns(a, p.k, a->k + key, cols);
+        pack_rows(a, p.v, a->v + key, cols);
         forward_keys(a, &p, k0, cols);
     }
     finish(a, &p, a->lse + (n * a->heads + head) * a->tq + p.q0);
@@ -248,12 +297,42 @@ SIMD_CLONES static void slopes(float *restrict s, float *restrict dp, size_t ld,
     }
 }
 
+/* The same in bf16. Sums go over queries and over keys: p and ds for the former with the pairs of two rows in one (in place:
+ * row i from rows 2i and 2i + 1), ds for the latter row by row in `across`. */
+SIMD_CLONES static void slope_pairs(float *s, float *dp, uint16_t *restrict across, size_t ld, size_t rows, size_t cols,
+                                    const float *lse, const float *dot, float scale)
+{
+    for (size_t i = 0; i < rows; i += 2) {
+        size_t other = i + 1 < rows ? i + 1 : i; /* an odd last row is paired with zeros */
+        float shift0 = lse[i] * log2e, shift1 = lse[other] * log2e, dot0 = dot[i], dot1 = dot[other];
+        const float *s0 = s + i * ld, *s1 = s + other * ld, *d0 = dp + i * ld, *d1 = dp + other * ld;
+        uint32_t high = other > i ? 0xffff0000u : 0;
+        float *p = s + i / 2 * ld, *ds = dp + i / 2 * ld;
+        uint16_t *restrict a0 = across + i * ld, *restrict a1 = across + other * ld;
+
+#pragma omp simd
+        for (size_t j = 0; j < cols; j++) {
+            float p0 = vmath_exp2_down(s0[j] - shift0), p1 = vmath_exp2_down(s1[j] - shift1);
+            uint16_t x0 = narrow(scale * p0 * (d0[j] - dot0)), x1 = narrow(scale * p1 * (d1[j] - dot1));
+
+            a1[j] = x1;
+            a0[j] = x0;
+            p[j] = vmath_float(narrow(p0) | ((uint32_t)narrow(p1) << 16 & high));
+            ds[j] = vmath_float(x0 | ((uint32_t)x1 << 16 & high));
+        }
+        if (cols % 2)
+            a0[cols] = a1[cols] = 0;
+    }
+}
+
 /* out [rows, d], columns of [.., c], (+)= op(p) [rows, k] b [k, d], b packed; turned: p is stored [k, rows] */
 static void gather(const struct attention *a, bool turned, size_t rows, size_t k, const float *p, const float *packed, bool add,
                    float *out)
 {
-    const struct kernel_call c = {.rows = rows, .cols = a->d, .k = k, .x = p, .row = turned ? 1 : a->ld,
-                                  .step = turned ? a->ld : 1, .packed = packed, .y = out, .ldy = a->c, .alpha = 1, .add = add};
+    size_t ld = turned ? a->ld : terms(a, a->ld);
+    const struct kernel_call c = {.rows = rows, .cols = a->d, .k = terms(a, k), .x = p, .row = turned ? 1 : ld,
+                                  .step = turned ? ld : 1, .packed = packed, .y = out, .ldy = a->c, .alpha = 1, .add = add,
+                                  .bf16 = a->bf16};
 
     kernel_multiply(&c);
 }
@@ -262,6 +341,7 @@ static void gather(const struct attention *a, bool turned, size_t rows, size_t k
  * dy. Then two tiles [tile_q, ld], and D = sum of dy * y for each query. */
 struct room {
     float *k, *k_rows, *v, *q, *dy, *s, *dp, *dot;
+    float *q2, *dy2, *across; /* bf16: pairs of q, dy, ds */
 };
 
 static struct room divide(const struct attention *a)
@@ -275,6 +355,9 @@ static struct room divide(const struct attention *a)
     r.s = r.dy + a->queries;
     r.dp = r.s + a->tile_q * a->ld;
     r.dot = r.dp + a->tile_q * a->ld;
+    r.q2 = r.dot + a->tq;
+    r.dy2 = r.q2 + a->tile_q * terms(a, a->d);
+    r.across = r.dy2 + a->tile_q * terms(a, a->d);
     return r;
 }
 
@@ -284,21 +367,28 @@ static void backward_tile(const struct attention *a, const struct room *r, size_
 {
     size_t rows = least(a->tile_q, a->tq - q0), cols = least(a->tile_k, a->tk - k0);
 
-    scores(a, a->scale * log2e, a->q + qa, rows, r->k, cols, r->s);
+    if (a->bf16) {
+        kernel_pair_rows(r->q2, a->q + qa, a->c, rows, a->d);
+        kernel_pair_rows(r->dy2, a->dy + qa, a->c, rows, a->d);
+    }
+    scores(a, a->scale * log2e, a->bf16 ? r->q2 : a->q + qa, rows, r->k, cols, r->s);
     if (a->causal)
         mask(r->s, a->ld, rows, cols, q0, k0);
-    scores(a, 1, a->dy + qa, rows, r->v, cols, r->dp);
-    slopes(r->s, r->dp, a->ld, rows, cols, a->lse + lse + q0, r->dot + q0, a->scale);
+    scores(a, 1, a->bf16 ? r->dy2 : a->dy + qa, rows, r->v, cols, r->dp);
+    if (a->bf16)
+        slope_pairs(r->s, r->dp, (uint16_t *)r->across, a->ld, rows, cols, a->lse + lse + q0, r->dot + q0, a->scale);
+    else
+        slopes(r->s, r->dp, a->ld, rows, cols, a->lse + lse + q0, r->dot + q0, a->scale);
     if (a->dv) {
-        kernel_pack(r->dy, rows, 0, a->dy + qa, DT_F32, a->c, rows, a->d);
+        pack_rows(a, r->dy, a->dy + qa, rows);
         gather(a, true, cols, rows, r->s, r->dy, !first, a->dv + ka);
     }
     if (a->dk) {
-        kernel_pack(r->q, rows, 0, a->q + qa, DT_F32, a->c, rows, a->d);
+        pack_rows(a, r->q, a->q + qa, rows);
         gather(a, true, cols, rows, r->dp, r->q, !first, a->dk + ka);
     }
     if (a->dq)
-        gather(a, false, rows, cols, r->dp, r->k_rows, k0 > 0, a->dq + qa);
+        gather(a, false, rows, cols, a->bf16 ? r->across : r->dp, r->k_rows, k0 > 0, a->dq + qa);
 }
 
 /* A piece is one head of one sample: dq, dk and dv are all summed in one order. */
@@ -321,9 +411,9 @@ static int backward_head(void *ctx, size_t index, struct err *err)
         size_t start = a->causal ? k0 / a->tile_q * a->tile_q : 0, cols = least(a->tile_k, a->tk - k0);
         size_t ka = (n * a->tk + k0) * a->c + index % a->heads * a->d;
 
-        kernel_pack_transposed(r.k, a->d, 0, a->k + ka, DT_F32, a->c, a->d, cols);
-        kernel_pack_transposed(r.v, a->d, 0, a->v + ka, DT_F32, a->c, a->d, cols);
-        kernel_pack(r.k_rows, cols, 0, a->k + ka, DT_F32, a->c, cols, a->d);
+        pack_columns(a, r.k, a->k + ka, cols);
+        pack_columns(a, r.v, a->v + ka, cols);
+        pack_rows(a, r.k_rows, a->k + ka, cols);
         for (size_t q0 = start; q0 < a->tq; q0 += a->tile_q)
             backward_tile(a, &r, index * a->tq, q0, query + q0 * a->c, k0, ka, q0 == start);
     }

@@ -112,6 +112,7 @@ static int forward(const struct op_call *c, struct err *err)
     }
     m.y = c->out[0]->data;
     m.ldy = m.n;
+    m.bf16 = c->arithmetic == DT_BF16 && gemm_takes_bf16(m.m, m.n, c->in[W]->shape.dim[3]);
     m.bias = c->in[BIAS] ? c->in[BIAS]->data : NULL;
     m.residual = c->in[RESIDUAL] ? c->in[RESIDUAL]->data : NULL;
     return gemm_run(&m, err);
@@ -143,6 +144,7 @@ static int input_gradient(const struct op_call *c, struct err *err)
                                .jump = w[3]};
     m.y = c->din[X]->data;
     m.ldy = m.n;
+    m.bf16 = c->arithmetic == DT_BF16 && w[0] % 2 == 0 && gemm_takes_bf16(m.m, m.n, w[0]); /* a pair lies within one tap */
     return gemm_run(&m, err);
 }
 

@@ -4,7 +4,7 @@
 
 #include "ref/base/simd.h"
 #include "ref/base/thread.h"
-#include "ref/op/kernel.h"
+#include "ref/op/kernel_bf16.h"
 #include "ref/op/vmath.h"
 
 /* The weight is packed first, by all threads, as many columns of it as PACK floats hold (4 MB: a shared cache's share); then
@@ -12,11 +12,14 @@
  * panel (640 KB) stays in a core's own cache while the rows go by. */
 enum { TILE_M = 8 * KERNEL_ROWS, TILE_N = 320, TILE_K = 512, PACK = 1 << 20 };
 
+/* In bf16 a piece is twice as wide, since its rows of X are converted for it, and packed data are half as large. */
+enum { LEAST_BF16 = 16, WIDE_BF16 = 2 };
+
 struct product {
     const struct gemm *g;
     size_t block, tile_n, tile_k; /* columns packed together, columns and depth of a piece */
     size_t first, cols;           /* the block's */
-    float *packed, *patches;      /* patches: [tile_m, tile_k] a thread */
+    float *packed, *patches;      /* a thread's patches: [tile_m, tile_k] of f32, then, in bf16, of pairs */
     size_t per_thread;            /* floats of it */
 };
 
@@ -38,46 +41,72 @@ static size_t count(size_t n, size_t size)
     return (n + size - 1) / size;
 }
 
+/* Terms of a sum, as kernel.h counts them. */
+static size_t terms(const struct gemm *g, size_t k)
+{
+    return g->bf16 ? kernel_pairs(k) : k;
+}
+
+static size_t patch_floats(const struct gemm *g, size_t tile_k)
+{
+    return (least(TILE_M, g->m) * least(tile_k, g->k) + 15) / 16 * 16;
+}
+
 /* Columns of a piece: TILE_N, or fewer where there are too few rows to give every thread something to do. */
 static struct product describe(const struct gemm *g)
 {
-    size_t unit = kernel_columns(), most = PACK / g->k / unit * unit, wide = count(g->m, TILE_M) < 4 ? 2 * unit : TILE_N;
+    size_t unit = kernel_columns(), most = PACK / terms(g, g->k) / unit * unit;
+    size_t wide = count(g->m, TILE_M) < 4 ? 2 * unit : g->bf16 ? WIDE_BF16 * TILE_N : TILE_N;
     struct product p = {.g = g};
 
-    p.block = piece(g->n, most > TILE_N ? most : TILE_N, unit);
+    p.block = piece(g->n, most > wide ? most : wide, unit);
     p.tile_n = piece(least(p.block, g->n), wide, unit);
     p.tile_k = piece(g->k, TILE_K, 16);
-    p.per_thread = (least(TILE_M, g->m) * least(p.tile_k, g->k) + 15) / 16 * 16;
+    p.per_thread = patch_floats(g, p.tile_k) * (g->bf16 ? 2 : 1);
     p.packed = g->scratch;
-    p.patches = p.packed ? p.packed + kernel_packed(g->k, p.block) : NULL;
+    p.patches = p.packed ? p.packed + kernel_packed(terms(g, g->k), p.block) : NULL;
     return p;
+}
+
+bool gemm_takes_bf16(size_t m, size_t n, size_t k)
+{
+    return kernel_has_bf16() && m >= LEAST_BF16 && n >= LEAST_BF16 && k >= LEAST_BF16;
 }
 
 size_t gemm_scratch(size_t m, size_t n, size_t k, int threads)
 {
-    const struct gemm g = {.m = m, .n = n, .k = k};
-    struct product p = describe(&g);
-    size_t forward = kernel_packed(k, p.block) + (size_t)threads * p.per_thread;
-    size_t gradient = (size_t)threads * (p.per_thread + kernel_packed(TILE_M, p.tile_k));
+    size_t most = 0;
 
-    return (forward > gradient ? forward : gradient) * sizeof(float);
+    for (int bf16 = 0; bf16 <= gemm_takes_bf16(m, n, k); bf16++) {
+        const struct gemm g = {.m = m, .n = n, .k = k, .bf16 = bf16};
+        struct product p = describe(&g);
+        size_t forward = kernel_packed(terms(&g, k), p.block) + (size_t)threads * p.per_thread;
+        size_t gradient = (size_t)threads * (p.per_thread + kernel_packed(TILE_M, p.tile_k));
+
+        most = forward > most ? forward : most;
+        most = gradient > most ? gradient : most;
+    }
+    return most * sizeof(float);
 }
 
-/* Packs rows [r0, r0 + rows) x columns [c0, c0 + cols) of W into dst, at row `at` of panels k deep. */
-static void pack(const struct gemm_weight *w, float *dst, size_t k, size_t r0, size_t rows, size_t c0, size_t cols)
+/* Packs rows [r0, r0 + rows) x columns [c0, c0 + cols) of W into dst, panels that are `rows` deep. */
+static void pack(const struct gemm *g, float *dst, size_t r0, size_t rows, size_t c0, size_t cols)
 {
+    const struct gemm_weight *w = &g->w;
     const char *base = w->data;
-    size_t size = dtype_size(w->dtype);
+    size_t size = dtype_size(w->dtype), k = terms(g, rows);
 
     if (w->transposed) {
-        kernel_pack_transposed(dst, k, 0, base + (c0 * w->ld + r0) * size, w->dtype, w->ld, rows, cols);
+        (g->bf16 ? kernel_pack_pairs_transposed : kernel_pack_transposed)(dst, k, 0, base + (c0 * w->ld + r0) * size, w->dtype,
+                                                                         w->ld, rows, cols);
         return;
     }
     for (size_t r = 0, part; r < rows; r += part) {
         size_t period = w->period ? w->period : rows + r0, in = (r0 + r) % period;
 
         part = least(period - in, rows - r);
-        kernel_pack(dst, k, r, base + ((r0 + r) / period * w->jump + in * w->ld + c0) * size, w->dtype, w->ld, part, cols);
+        (g->bf16 ? kernel_pack_pairs : kernel_pack)(dst, k, terms(g, r), base + ((r0 + r) / period * w->jump + in * w->ld + c0) * size,
+                                                    w->dtype, w->ld, part, cols);
     }
 }
 
@@ -91,7 +120,7 @@ static int pack_panel(void *ctx, size_t index, struct err *err)
 
     (void)err;
     /* a piece begins behind the pieces before it, whose panels are all as wide as this block's */
-    pack(&g->w, p->packed + kernel_packed(k0, p->cols) + kernel_packed(kk, c0), kk, k0, kk, p->first + c0,
+    pack(g, p->packed + kernel_packed(terms(g, k0), p->cols) + kernel_packed(terms(g, kk), c0), k0, kk, p->first + c0,
          least(kernel_columns(), p->cols - c0));
     return 0;
 }
@@ -146,25 +175,37 @@ static void end_tile(const struct gemm *g, size_t m0, size_t rows, size_t n0, si
         activate(g->act, g->y + (m0 + i) * g->ldy + n0, cols);
 }
 
+/* Rows [m0, m0 + rows), columns [k0, k0 + kk) of X as the product takes them: where they lie, laid out, or rounded to pairs. */
+static void aim(const struct product *p, struct kernel_call *c, size_t m0, size_t k0, size_t kk)
+{
+    const struct gemm *g = p->g;
+    float *patch = p->patches + (size_t)thread_index() * p->per_thread, *pairs = patch + patch_floats(g, p->tile_k);
+
+    c->k = terms(g, kk);
+    c->x = g->x ? g->x + m0 * g->ldx + k0 : patch;
+    c->row = g->x ? g->ldx : kk;
+    if (!g->x)
+        g->rows(g->ctx, patch, m0, c->rows, k0, kk);
+    if (g->bf16) {
+        kernel_pair_rows(pairs, c->x, c->row, c->rows, kk);
+        c->x = pairs;
+        c->row = c->k;
+    }
+}
+
 static int run_tile(void *ctx, size_t index, struct err *err)
 {
     const struct product *p = ctx;
     const struct gemm *g = p->g;
     size_t down = count(g->m, TILE_M), m0 = index % down * TILE_M, rows = least(TILE_M, g->m - m0);
     size_t c0 = index / down * p->tile_n, cols = least(p->tile_n, p->cols - c0), n0 = p->first + c0;
-    float *patch = p->patches + (size_t)thread_index() * p->per_thread;
-    struct kernel_call c = {.rows = rows, .cols = cols, .row = g->ldx, .step = 1, .y = g->y + m0 * g->ldy + n0, .ldy = g->ldy,
-                            .alpha = g->scale != 0 ? g->scale : 1, .add = start_tile(g, m0, rows, n0, cols)};
+    struct kernel_call c = {.rows = rows, .cols = cols, .step = 1, .y = g->y + m0 * g->ldy + n0, .ldy = g->ldy,
+                            .alpha = g->scale != 0 ? g->scale : 1, .add = start_tile(g, m0, rows, n0, cols), .bf16 = g->bf16};
 
     (void)err;
     for (size_t k0 = 0; k0 < g->k; k0 += p->tile_k, c.add = true) {
-        c.k = least(p->tile_k, g->k - k0);
-        c.packed = p->packed + kernel_packed(k0, p->cols) + kernel_packed(c.k, c0);
-        c.x = g->x ? g->x + m0 * g->ldx + k0 : patch;
-        if (!g->x) {
-            g->rows(g->ctx, patch, m0, rows, k0, c.k);
-            c.row = c.k;
-        }
+        aim(p, &c, m0, k0, least(p->tile_k, g->k - k0));
+        c.packed = p->packed + kernel_packed(terms(g, k0), p->cols) + kernel_packed(c.k, c0);
         kernel_multiply(&c);
     }
     end_tile(g, m0, rows, n0, cols);
@@ -216,7 +257,10 @@ static int gradient_tile(void *ctx, size_t index, struct err *err)
 
 int gemm_weight_gradient(const struct gemm *g, const float *dy, float *dw, struct err *err)
 {
-    struct gradient d = {describe(g), dy, dw};
+    struct gemm plain = *g;
+    struct gradient d = {.dy = dy, .dw = dw};
 
+    plain.bf16 = false; /* the few weights that are trained are narrow: no time is lost */
+    d.p = describe(&plain);
     return thread_for(count(g->k, d.p.tile_k), gradient_tile, &d, err);
 }

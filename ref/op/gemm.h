@@ -36,11 +36,18 @@ struct gemm {
     const float *bias;     /* NULL: none */
     const float *residual; /* [m, ldy], may be y itself; NULL: none */
     enum op_act act;
+    bool bf16;             /* factors rounded to bf16: only where gemm_takes_bf16() */
     void *scratch; /* gemm_scratch() bytes */
 };
 
-/* Bytes of scratch that gemm_run() of this m, n, k needs, or gemm_weight_gradient(); the greater of the two. */
+/* Bytes of scratch that gemm_run() of this m, n, k needs, or gemm_weight_gradient(); the greater of the two. The same for
+ * f32 and bf16. */
 size_t gemm_scratch(size_t m, size_t n, size_t k, int threads);
+
+/* Whether a product of these sizes is worth computing in bf16, where the processor can: fewer rows take no time, and fewer
+ * columns or terms are a picture's own channels. */
+bool gemm_takes_bf16(size_t m, size_t n, size_t k);
+
 int gemm_run(const struct gemm *g, struct err *err);
 
 /* dw [n, k] = scale * dyT [n, m] X [m, k], for the few weights that are trained; X and scratch as above (g->x or g->rows,

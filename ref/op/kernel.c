@@ -4,15 +4,11 @@
 
 #include <string.h>
 
-#include "ref/base/simd.h"
+#include "ref/op/kernel_set.h"
 
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float sixteen __attribute__((vector_size(64), aligned(4), may_alias));
-
-/* y [R, columns of N vectors] (+)= alpha * x b */
-typedef void tile_fn(float *y, size_t ldy, const float *x, size_t row, size_t step, const float *b, size_t k, float alpha,
-                     bool add);
 
 #define TILE(name, isa, vector, R, N)                                                                                      \
     isa static void name(float *y, size_t ldy, const float *x, size_t row, size_t step, const float *b, size_t k,          \
@@ -36,15 +32,6 @@ typedef void tile_fn(float *y, size_t ldy, const float *x, size_t row, size_t st
             }                                                                                                              \
     }
 
-/* Heights of tiles, tallest first; a block of rows is cut in them greedily. Widths: two vectors, one, half of one. */
-enum { HEIGHTS = 5, WIDTHS = 3 };
-
-struct shape_set {
-    size_t height[HEIGHTS];
-    size_t width[WIDTHS];
-    tile_fn *tile[HEIGHTS][WIDTHS];
-};
-
 #define TILES(set, isa, whole, part, R)      \
     TILE(set##_##R##_2, isa, whole, R, 2)    \
     TILE(set##_##R##_1, isa, whole, R, 1)    \
@@ -58,7 +45,7 @@ struct shape_set {
     TILES(set, isa, whole, part, R2)                                                         \
     TILES(set, isa, whole, part, 2)                                                          \
     TILES(set, isa, whole, part, 1)                                                          \
-    static const struct shape_set set = {                                                    \
+    static const struct kernel_set set = {                                                    \
         {R4, R3, R2, 2, 1},                                                                  \
         {2 * sizeof(whole) / sizeof(float), sizeof(whole) / sizeof(float), sizeof(part) / sizeof(float)}, \
         {ROW(set, R4), ROW(set, R3), ROW(set, R2), ROW(set, 2), ROW(set, 1)}}
@@ -74,7 +61,7 @@ void kernel_limit(enum simd_level most)
     limit = most;
 }
 
-static const struct shape_set *tiles(void)
+const struct kernel_set *kernel_set(void)
 {
     enum simd_level level = simd_level() < limit ? simd_level() : limit;
 
@@ -82,18 +69,26 @@ static const struct shape_set *tiles(void)
 }
 
 /* Which width the panel has that starts with `left` columns to go: the narrowest that holds them, else the widest. */
-static int width_of(const struct shape_set *s, size_t left)
+static int width_of(const struct kernel_set *s, size_t left)
 {
-    int i = WIDTHS - 1;
+    int i = KERNEL_WIDTHS - 1;
 
     while (i > 0 && s->width[i] < left)
         i--;
     return i;
 }
 
+size_t kernel_set_panel(const struct kernel_set *s, size_t left, size_t *cols)
+{
+    size_t width = s->width[width_of(s, left)];
+
+    *cols = left < width ? left : width;
+    return width;
+}
+
 size_t kernel_packed(size_t k, size_t n)
 {
-    const struct shape_set *s = tiles();
+    const struct kernel_set *s = kernel_set();
     size_t whole = n / s->width[0] * s->width[0];
 
     return k * (whole + (n > whole ? s->width[width_of(s, n - whole)] : 0));
@@ -101,11 +96,10 @@ size_t kernel_packed(size_t k, size_t n)
 
 size_t kernel_columns(void)
 {
-    return tiles()->width[0];
+    return kernel_set()->width[0];
 }
 
-/* Columns that the panel lacks are zeros. */
-static void clear_beyond(float *dst, size_t rows, size_t cols, size_t width)
+void kernel_set_clear(float *dst, size_t rows, size_t cols, size_t width)
 {
     for (size_t r = 0; cols < width && r < rows; r++)
         memset(dst + r * width + cols, 0, (width - cols) * sizeof *dst);
@@ -118,20 +112,19 @@ static const void *element(const void *src, enum dtype dtype, size_t i)
 
 void kernel_pack(float *dst, size_t k, size_t at, const void *src, enum dtype dtype, size_t ld, size_t rows, size_t n)
 {
-    const struct shape_set *s = tiles();
+    const struct kernel_set *s = kernel_set();
 
     for (size_t c = 0, width; c < n; c += width, dst += k * width) {
-        size_t cols = n - c;
+        size_t cols;
 
-        width = s->width[width_of(s, cols)];
-        cols = cols < width ? cols : width;
+        width = kernel_set_panel(s, n - c, &cols);
         for (size_t r = 0; r < rows; r++)
             dtype_convert(dst + (at + r) * width, DT_F32, element(src, dtype, r * ld + c), dtype, cols);
-        clear_beyond(dst + at * width, rows, cols, width);
+        kernel_set_clear(dst + at * width, rows, cols, width);
     }
 }
 
-/* dst [rows, width] from src [cols, rows]: blocks of 4 x 4 in registers, the edges one by one */
+/* Blocks of 4 x 4 in registers, the edges one by one. */
 SIMD_CLONES static void turn(float *restrict dst, size_t width, const float *restrict src, size_t ld, size_t rows, size_t cols)
 {
     size_t c = 0;
@@ -161,37 +154,41 @@ SIMD_CLONES static void turn(float *restrict dst, size_t width, const float *res
             dst[r * width + c] = src[c * ld + r];
 }
 
+void kernel_set_turn(float *dst, size_t width, const float *src, size_t ld, size_t rows, size_t cols)
+{
+    turn(dst, width, src, ld, rows, cols);
+}
+
 /* A panel's columns of another type are converted a piece at a time, on the stack. */
-enum { PIECE = 128, WIDEST = 32 };
+enum { PIECE = 128 };
 
 void kernel_pack_transposed(float *dst, size_t k, size_t at, const void *src, enum dtype dtype, size_t ld, size_t rows,
                             size_t n)
 {
-    const struct shape_set *s = tiles();
+    const struct kernel_set *s = kernel_set();
 
     for (size_t c = 0, width; c < n; c += width, dst += k * width) {
-        size_t cols = n - c;
+        size_t cols;
 
-        width = s->width[width_of(s, cols)];
-        cols = cols < width ? cols : width;
+        width = kernel_set_panel(s, n - c, &cols);
         for (size_t r = 0; dtype != DT_F32 && r < rows; r += PIECE) {
             size_t count = rows - r < PIECE ? rows - r : PIECE;
-            float line[WIDEST * PIECE];
+            float line[KERNEL_WIDEST * PIECE];
 
             for (size_t j = 0; j < cols; j++)
                 dtype_convert(line + j * PIECE, DT_F32, element(src, dtype, (c + j) * ld + r), dtype, count);
-            turn(dst + (at + r) * width, width, line, PIECE, count, cols);
+            kernel_set_turn(dst + (at + r) * width, width, line, PIECE, count, cols);
         }
         if (dtype == DT_F32)
-            turn(dst + at * width, width, (const float *)src + c * ld, ld, rows, cols);
-        clear_beyond(dst + at * width, rows, cols, width);
+            kernel_set_turn(dst + at * width, width, (const float *)src + c * ld, ld, rows, cols);
+        kernel_set_clear(dst + at * width, rows, cols, width);
     }
 }
 
 /* A panel that is wider than the columns left: by way of a tile of its own. */
-static void edge(const struct kernel_call *c, tile_fn *tile, size_t width, size_t r, size_t rows, size_t col, const float *b)
+static void edge(const struct kernel_call *c, kernel_tile_fn *tile, size_t width, size_t r, size_t rows, size_t col, const float *b)
 {
-    float y[KERNEL_ROWS * WIDEST];
+    float y[KERNEL_ROWS * KERNEL_WIDEST];
     size_t cols = c->cols - col;
 
     tile(y, width, c->x + r * c->row, c->row, c->step, b, c->k, c->alpha, false);
@@ -204,7 +201,7 @@ static void edge(const struct kernel_call *c, tile_fn *tile, size_t width, size_
 }
 
 /* The height of the next tile with `left` rows to go: the tallest, but no thin one after it where two of like height do. */
-static int height_of(const struct shape_set *s, size_t left)
+static int height_of(const struct kernel_set *s, size_t left)
 {
     int h = 0;
 
@@ -217,7 +214,7 @@ static int height_of(const struct shape_set *s, size_t left)
 
 void kernel_multiply(const struct kernel_call *c)
 {
-    const struct shape_set *s = tiles();
+    const struct kernel_set *s = c->bf16 ? kernel_set_bf16() : kernel_set();
 
     for (size_t r = 0, rows; r < c->rows; r += rows) {
         const float *b = c->packed;

@@ -45,6 +45,7 @@ struct kernel_call {
     size_t ldy;
     float alpha;
     bool add;
+    bool bf16; /* x and packed hold pairs (kernel_bf16.h) */
 };
 
 void kernel_multiply(const struct kernel_call *c);

@@ -77,6 +77,7 @@ static int forward(const struct op_call *c, struct err *err)
     g.bias = c->in[BIAS] ? c->in[BIAS]->data : NULL;
     g.residual = c->in[RESIDUAL] ? c->in[RESIDUAL]->data : NULL;
     g.act = c->attr->act;
+    g.bf16 = c->arithmetic == DT_BF16 && gemm_takes_bf16(g.m, g.n, g.k);
     return fold(c, &g, err) < 0 ? -1 : gemm_run(&g, err);
 }
 
@@ -105,6 +106,7 @@ static int backward(const struct op_call *c, struct err *err)
         b.w.transposed = false;
         b.y = c->din[X]->data;
         b.ldy = g.k;
+        b.bf16 = c->arithmetic == DT_BF16 && gemm_takes_bf16(b.m, b.n, b.k);
         return gemm_run(&b, err);
     }
     return 0;

@@ -97,6 +97,7 @@ struct op_call {
     struct tensor *out[OP_MAX_OUT];        /* forward: written; backward: read */
     const struct tensor *dout[OP_MAX_OUT]; /* backward: gradient of each output, NULL when nothing flows from it */
     struct tensor *din[OP_MAX_IN];         /* backward: gradients to write (not add to), NULL where not wanted */
+    enum dtype arithmetic;                 /* DT_BF16: products may round their factors to bf16, as ref's do where it pays */
     void *scratch;                         /* as many bytes as scratch() asked for, aligned to MEM_ALIGN */
 };
 

@@ -51,6 +51,7 @@ void ops_ref(struct ops *ops)
 {
     ops->name = "ref";
     ops->device = NULL;
+    ops->arithmetic = DT_F32;
     for (int i = 0; i < OP_COUNT; i++) {
         ops->forward[i] = op_table[i]->forward;
         ops->backward[i] = op_table[i]->backward ? op_table[i]->backward : no_backward;

@@ -54,6 +54,7 @@ struct ops {
     op_fn *forward[OP_COUNT];
     op_fn *backward[OP_COUNT]; /* of an op without one: a function that reports so */
     size_t (*scratch[OP_COUNT])(const struct op_call *c, bool backward, int threads);
+    enum dtype arithmetic; /* of every call: DT_F32, or DT_BF16 when ref's own products shall round their factors */
     const struct ops_device *device; /* NULL: slots work in the program's own memory */
 };
 

@@ -161,7 +161,7 @@ static void bench(const struct row *r, const struct ops *ops, size_t runs)
 {
     const struct op *op = op_table[r->op];
     struct tensor in[4], out[OP_MAX_OUT] = {{0}}, dout = {0}, din = {0};
-    struct op_call c = {.attr = &r->attr};
+    struct op_call c = {.attr = &r->attr, .arithmetic = ops->arithmetic};
     struct err err = {0};
     double best = HUGE_VAL, flops, top;
     size_t bytes;
