@@ -1,0 +1,174 @@
+/* Attention forward on tensor cores: y = softmax(q kT / sqrt(d)) v, a tile of keys at a time with a running maximum m and sum l
+ * of each query (Milakov and Gimelshein 2018; Dao 2023). Keys and values of the next tile travel while this one is computed. */
+#include "offload/cuda/attention.cuh"
+
+enum { THREADS = 128, WARPS = THREADS / WARP };
+
+/* Fragments of 16 queries of a warp, and keys of a tile. More queries a warp means fewer reads of the keys from shared memory;
+ * registers set the limit. */
+template <int D> struct Tiling {
+    static constexpr int M = D <= 64 ? 2 : 1, KEYS = D <= 80 ? 64 : 32, QUERIES = WARPS * M * 16;
+    static constexpr size_t SHARED = tile_bytes<D>(QUERIES + 4 * KEYS);
+};
+
+/* Scores of keys behind the last, or later than the query where that is asked, become -infinity. */
+template <int M, int KEYS> __device__ inline void mask(Sums<M, KEYS> &s, int query, int key, int tk, bool causal)
+{
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int column = key + column_of(n, e);
+
+                if (column >= tk || (causal && column > query + row_of(m, e)))
+                    s.at[m][n][e] = -INFINITY;
+            }
+}
+
+/* One tile of scores into the running softmax: s becomes exp(s - m); what was summed before shrinks. Element [m][half] is
+ * row 16 m + 8 half + lane / 4; its four lanes hold the same maximum, each its own part of the sum. */
+template <int M, int KEYS, int D>
+__device__ inline void absorb(Sums<M, KEYS> &s, Sums<M, D> &o, float (&best)[M][2], float (&sum)[M][2], float scale_log2)
+{
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float old = best[m][half], top = old, shrink, more = 0;
+
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++)
+                top = fmaxf(top, fmaxf(s.at[m][n][2 * half], s.at[m][n][2 * half + 1]));
+            top = fmaxf(top, shuffle_xor(top, 1));
+            top = fmaxf(top, shuffle_xor(top, 2));
+            shrink = fast_exp2((old - top) * scale_log2);
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                for (int e = 2 * half; e < 2 * half + 2; e++) {
+                    s.at[m][n][e] = fast_exp2(s.at[m][n][e] * scale_log2 - top * scale_log2);
+                    more += s.at[m][n][e];
+                }
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                o.at[m][n][2 * half] *= shrink;
+                o.at[m][n][2 * half + 1] *= shrink;
+            }
+            sum[m][half] = sum[m][half] * shrink + more;
+            best[m][half] = top;
+        }
+}
+
+/* y = o / l, lse = m + log l */
+template <class T, int M, int D>
+__device__ inline void finish(const Attention &a, Sums<M, D> &o, const float (&best)[M][2], float (&sum)[M][2], T *y, float *lse,
+                              int row0)
+{
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float l = sum[m][half], inverse;
+            int row = row0 + row_of(m, 2 * half);
+
+            l += shuffle_xor(l, 1);
+            l += shuffle_xor(l, 2);
+            inverse = 1 / l;
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                o.at[m][n][2 * half] *= inverse;
+                o.at[m][n][2 * half + 1] *= inverse;
+            }
+            if (row < a.tq && threadIdx.x % 4 == 0)
+                lse[row] = best[m][half] * a.scale + logf(l);
+        }
+    store_rows(o, 1, y, a.ldy, row0, a.tq, 0, a.d);
+}
+
+template <class T, int D> __global__ void __launch_bounds__(THREADS) attention_forward_kernel(Attention a)
+{
+    constexpr int M = Tiling<D>::M, KEYS = Tiling<D>::KEYS, QUERIES = Tiling<D>::QUERIES, TILE = KEYS * tile_row<D>;
+    T *tile_q = reinterpret_cast<T *>(shared_memory()), *tile_k = tile_q + QUERIES * tile_row<D>, *tile_v = tile_k + 2 * TILE;
+    int head = blockIdx.y, b = blockIdx.z, q0 = blockIdx.x * QUERIES, row0 = threadIdx.x / WARP * M * 16;
+    int end = a.causal && q0 + QUERIES < a.tk ? q0 + QUERIES : a.tk;
+    const T *k = head_at<T>(a.k, b, a.tk, a.ldk, head, a.d), *v = head_at<T>(a.v, b, a.tk, a.ldv, head, a.d);
+    float best[M][2], sum[M][2] = {};
+    Rows<T, M, D> q;
+    Sums<M, KEYS> s;
+    Sums<M, D> o;
+
+    load_tile<T, D, QUERIES, THREADS>(tile_q, head_at<T>(a.q, b, a.tq, a.ldq, head, a.d), a.ldq, q0, a.tq, a.d);
+    load_tile<T, D, KEYS, THREADS>(tile_k, k, a.ldk, 0, a.tk, a.d);
+    load_tile<T, D, KEYS, THREADS>(tile_v, v, a.ldv, 0, a.tk, a.d);
+    copy_async_commit();
+    o.clear();
+#pragma unroll
+    for (int m = 0; m < M; m++)
+        best[m][0] = best[m][1] = -INFINITY;
+    for (int k0 = 0, turn = 0; k0 < end; k0 += KEYS, turn ^= TILE) {
+        copy_async_wait<0>();
+        __syncthreads(); /* this tile is here, and all are done with the one before, whose place the next takes */
+        if (k0 == 0)
+            q.load(tile_q, row0);
+        if (k0 + KEYS < end) {
+            load_tile<T, D, KEYS, THREADS>(tile_k + (turn ^ TILE), k, a.ldk, k0 + KEYS, a.tk, a.d);
+            load_tile<T, D, KEYS, THREADS>(tile_v + (turn ^ TILE), v, a.ldv, k0 + KEYS, a.tk, a.d);
+            copy_async_commit();
+        }
+        scores<T, M, D, KEYS>(s, q, tile_k + turn);
+        if (k0 + KEYS > a.tk || (a.causal && k0 + KEYS > q0 + row0))
+            mask(s, q0 + row0, k0, a.tk, a.causal);
+        absorb(s, o, best, sum, a.scale_log2);
+        accumulate<T, M, D, D, KEYS>(o, s, tile_v + turn, 0);
+    }
+    finish(a, o, best, sum, head_at<T>(a.y, b, a.tq, a.ldy, head, a.d), a.lse + ((size_t)b * a.heads + head) * a.tq, q0 + row0);
+}
+
+bool attention_describe(const struct kernel_attention *a, Attention *out)
+{
+    double scale = 1 / sqrt((double)a->d);
+
+    if (a->n == 0 || a->heads == 0 || a->d == 0 || a->tq == 0 || a->tk == 0 || a->n > 65535 || a->heads > 65535 ||
+        a->d > 1 << 20 || a->tq > 1 << 30 || a->tk > 1 << 30 || (a->causal && a->tq != a->tk))
+        return false;
+    *out = Attention{};
+    out->n = (int)a->n, out->heads = (int)a->heads, out->d = (int)a->d, out->tq = (int)a->tq, out->tk = (int)a->tk;
+    out->causal = a->causal;
+    out->ldq = a->ldq, out->ldk = a->ldk, out->ldv = a->ldv, out->ldy = a->ldy;
+    out->q = a->q, out->k = a->k, out->v = a->v, out->y_in = a->y, out->dy = a->dy;
+    out->y = a->y, out->dq = a->dq, out->dk = a->dk, out->dv = a->dv, out->lse = a->lse;
+    out->scale = (float)scale;
+    out->scale_log2 = (float)(scale * (double)LOG2_E);
+    out->splits = attention_splits(a);
+    out->dot = (float *)a->scratch;
+    out->part = out->splits > 1 ? out->dot + a->n * a->heads * a->tq : NULL;
+    return true;
+}
+
+bool attention_on_tensor_cores(const struct kernel_attention *a)
+{
+    return a->type != KERNEL_F32 && a->d <= 160 && a->d % 8 == 0 && (a->ldq | a->ldk | a->ldv | a->ldy) % 8 == 0 &&
+           aligned16(a->q) && aligned16(a->k) && aligned16(a->v) && aligned16(a->y) && aligned16(a->dy) && aligned16(a->dq) &&
+           aligned16(a->dk) && aligned16(a->dv) && has_tensor_cores();
+}
+
+int kernel_attention_forward(cudaStream_t s, const struct kernel_attention *call)
+{
+    Attention a;
+
+    if (!attention_describe(call, &a))
+        return cudaErrorInvalidValue;
+    if (!attention_on_tensor_cores(call))
+        return attention_plain_forward(s, call->type, a);
+    return with_half(call->type, [&](auto type) {
+        using T = decltype(type);
+        return with_head(a.d, [&](auto head) {
+            constexpr int D = decltype(head)::value;
+            dim3 grid((unsigned)div_up(call->tq, Tiling<D>::QUERIES), (unsigned)a.heads, (unsigned)a.n);
+
+            return launch(attention_forward_kernel<T, D>, grid, THREADS, Tiling<D>::SHARED, s, a);
+        });
+    });
+}

@@ -1,0 +1,253 @@
+/* What the attention kernels on tensor cores share: tiles in shared memory and products of their rows.
+ *
+ * A tile has rows of D + 8 elements of 16 bits: D is the head's size rounded up to 48, 64, 80 or 160, zeros behind the head's
+ * own; the 8 more put the eight rows that load_matrices() reads into different banks. A warp owns M fragments of 16 rows of a
+ * product; sums stay in its registers and become, rounded, the left side of the next product without leaving them
+ * (Dao 2023). */
+#ifndef OFFLOAD_CUDA_ATTENTION_CUH
+#define OFFLOAD_CUDA_ATTENTION_CUH
+
+#include "offload/cuda/common.cuh"
+
+/* kernel_attention with sizes of 32 bits */
+struct Attention {
+    int n, heads, d, tq, tk;
+    bool causal;
+    size_t ldq, ldk, ldv, ldy;
+    const void *q, *k, *v, *y_in, *dy;
+    void *y, *dq, *dk, *dv;
+    float *lse;
+    float *dot;            /* [n, heads, tq]: sum of dy y */
+    float *part;           /* [2][splits, n, tk, heads * d]: dk, dv of a part of the queries; NULL when splits is 1 */
+    int splits;
+    float scale, scale_log2; /* 1/sqrt(d); that times log2(e) */
+};
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+/* Element of head h of token i of sample b. */
+template <class T> __device__ inline T *head_at(const void *p, int b, int tokens, size_t ld, int h, int d)
+{
+    return const_cast<T *>(static_cast<const T *>(p)) + (size_t)b * tokens * ld + (size_t)h * d;
+}
+
+template <int D> constexpr int tile_row = D + 8;
+
+template <int D> constexpr size_t tile_bytes(int rows)
+{
+    return (size_t)rows * tile_row<D> * 2;
+}
+
+/* Rows first .. first + ROWS - 1 of src [total, ld], d columns, to a tile, in the background; zeros outside. */
+template <class T, int D, int ROWS, int THREADS>
+__device__ inline void load_tile(T *tile, const T *src, size_t ld, int first, int total, int d)
+{
+    constexpr int CHUNKS = D / 8;
+
+    for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+        int row = i / CHUNKS, column = i % CHUNKS * 8;
+        bool valid = first + row < total && column < d;
+
+        copy_async(tile + row * tile_row<D> + column, valid ? src + (size_t)(first + row) * ld + column : src, valid);
+    }
+}
+
+/* Left side: 16 rows from row0, 16 columns from k0. */
+template <class T, int D> __device__ inline void load_left(uint32_t a[4], const T *tile, int row0, int k0)
+{
+    int lane = threadIdx.x % WARP, row = row0 + lane / 8 % 2 * 8 + lane % 8, column = k0 + lane / 16 * 8;
+
+    load_matrices(a, tile + row * tile_row<D> + column);
+}
+
+/* Right side of a product with the tile's rows (tile transposed): 16 rows from n0, 16 columns from k0; b[0], b[1] for the
+ * first eight rows, b[2], b[3] for the others. */
+template <class T, int D> __device__ inline void load_right_rows(uint32_t b[4], const T *tile, int n0, int k0)
+{
+    int lane = threadIdx.x % WARP, row = n0 + lane / 16 * 8 + lane % 8, column = k0 + lane / 8 % 2 * 8;
+
+    load_matrices(b, tile + row * tile_row<D> + column);
+}
+
+/* Right side of a product with the tile's columns (tile as it is): 16 rows from k0, 16 columns from n0. */
+template <class T, int D> __device__ inline void load_right_columns(uint32_t b[4], const T *tile, int k0, int n0)
+{
+    int lane = threadIdx.x % WARP, row = k0 + lane / 8 % 2 * 8 + lane % 8, column = n0 + lane / 16 * 8;
+
+    load_matrices_transposed(b, tile + row * tile_row<D> + column);
+}
+
+/* Sums of a warp: M x 16 rows, COLUMNS columns (multiply_tile() says who holds what). */
+template <int M, int COLUMNS> struct Sums {
+    float at[M][COLUMNS / 8][4];
+
+    __device__ void clear()
+    {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < COLUMNS / 8; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    at[m][n][e] = 0;
+    }
+};
+
+/* Rows of the left side that a warp keeps in registers. */
+template <class T, int M, int D> struct Rows {
+    uint32_t at[M][D / 16][4];
+
+    __device__ void load(const T *tile, int row0)
+    {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int k = 0; k < D / 16; k++)
+                load_left<T, D>(at[m][k], tile, row0 + m * 16, k * 16);
+    }
+};
+
+/* s += columns k .. k+15 of rows (left) with those of the tile's rows */
+template <class T, int M, int D, int COLUMNS>
+__device__ inline void score_step(Sums<M, COLUMNS> &s, const uint32_t (*left)[4], size_t stride, const T *tile, int k)
+{
+#pragma unroll
+    for (int n = 0; n < COLUMNS / 16; n++) {
+        uint32_t b[4];
+
+        load_right_rows<T, D>(b, tile, n * 16, k * 16);
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            multiply_tile<T>(s.at[m][2 * n], left[m * stride], b[0], b[1]);
+            multiply_tile<T>(s.at[m][2 * n + 1], left[m * stride], b[2], b[3]);
+        }
+    }
+}
+
+/* s = rows tileT: from registers, or from row0 on of a tile */
+template <class T, int M, int D, int COLUMNS>
+__device__ inline void scores(Sums<M, COLUMNS> &s, const Rows<T, M, D> &rows, const T *tile)
+{
+    s.clear();
+#pragma unroll
+    for (int k = 0; k < D / 16; k++)
+        score_step<T, M, D, COLUMNS>(s, &rows.at[0][k], D / 16, tile, k);
+}
+
+template <class T, int M, int D, int COLUMNS>
+__device__ inline void scores(Sums<M, COLUMNS> &s, const T *left, int row0, const T *tile)
+{
+    s.clear();
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) {
+        uint32_t a[M][4];
+
+#pragma unroll
+        for (int m = 0; m < M; m++)
+            load_left<T, D>(a[m], left, row0 + m * 16, k * 16);
+        score_step<T, M, D, COLUMNS>(s, a, 1, tile, k);
+    }
+}
+
+/* o += p (rounded to T) times columns first .. first + WIDTH - 1 of the tile [COLUMNS, D] */
+template <class T, int M, int D, int WIDTH, int COLUMNS>
+__device__ inline void accumulate(Sums<M, WIDTH> &o, const Sums<M, COLUMNS> &p, const T *tile, int first)
+{
+#pragma unroll
+    for (int k = 0; k < COLUMNS / 16; k++) {
+        uint32_t a[M][4];
+
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                a[m][i] = pack<T>(p.at[m][2 * k + i / 2][i % 2 * 2], p.at[m][2 * k + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+        for (int n = 0; n < WIDTH / 16; n++) {
+            uint32_t b[4];
+
+            load_right_columns<T, D>(b, tile, k * 16, first + n * 16);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                multiply_tile<T>(o.at[m][2 * n], a[m], b[0], b[1]);
+                multiply_tile<T>(o.at[m][2 * n + 1], a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+/* Row and column of element e of fragment (m, n), from the warp's first row. */
+__device__ inline int row_of(int m, int e)
+{
+    return m * 16 + e / 2 * 8 + threadIdx.x % WARP / 4;
+}
+
+__device__ inline int column_of(int n, int e)
+{
+    return n * 8 + threadIdx.x % 4 * 2 + e % 2;
+}
+
+template <class T> __device__ inline void store_pair(T *p, float a, float b)
+{
+    *reinterpret_cast<uint32_t *>(p) = pack<T>(a, b);
+}
+
+template <> __device__ inline void store_pair<float>(float *p, float a, float b)
+{
+    float v[2] = {a, b};
+
+    store<float, 2>(p, v);
+}
+
+/* Writes factor * o as T to rows row0 + .. below total of dst [total, ld], columns first + .. below d. */
+template <class T, int M, int WIDTH>
+__device__ inline void store_rows(const Sums<M, WIDTH> &o, float factor, T *dst, size_t ld, int row0, int total, int first,
+                                  int d)
+{
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int row = row0 + row_of(m, half * 2);
+
+            if (row < total)
+#pragma unroll
+                for (int n = 0; n < WIDTH / 8; n++) {
+                    int column = first + column_of(n, 0);
+
+                    if (column < d)
+                        store_pair(dst + (size_t)row * ld + column, factor * o.at[m][n][half * 2],
+                                   factor * o.at[m][n][half * 2 + 1]);
+                }
+        }
+}
+
+/* Calls f with the compile-time size of head d, the smallest that holds it. */
+template <class F> int with_head(int d, F f)
+{
+    if (d <= 48)
+        return f(std::integral_constant<int, 48>());
+    if (d <= 64)
+        return f(std::integral_constant<int, 64>());
+    if (d <= 80)
+        return f(std::integral_constant<int, 80>());
+    return f(std::integral_constant<int, 160>());
+}
+
+template <class F> int with_half(enum kernel_type t, F f)
+{
+    return t == KERNEL_BF16 ? f(bf16()) : f(f16());
+}
+
+/* attention.cu: sizes checked and turned; false: not taken. */
+bool attention_describe(const struct kernel_attention *a, Attention *out);
+/* attention.cu: whether tensor cores can do it. */
+bool attention_on_tensor_cores(const struct kernel_attention *a);
+/* Parts into which dk and dv are cut along the queries. */
+int attention_splits(const struct kernel_attention *a);
+
+/* attention_plain.cu: any type, any head. The backward takes dot as attention_backward.cu has left it. */
+int attention_plain_forward(cudaStream_t s, enum kernel_type t, const Attention &a);
+int attention_plain_backward(cudaStream_t s, enum kernel_type t, const Attention &a);
+
+#endif
