@@ -244,7 +244,7 @@ template <class T, int N> __global__ void __launch_bounds__(NORM_THREADS)
 
 size_t kernel_group_norm_scratch(size_t n, size_t rows, size_t c, size_t groups)
 {
-    size_t strips = rows < NORM_STRIPS ? rows : NORM_STRIPS;
+    size_t strips = rows < NORM_STRIPS ? rows : (size_t)NORM_STRIPS;
 
     (void)c;
     return n * groups * (strips * 2 + 1) * sizeof(float);

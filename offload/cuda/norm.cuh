@@ -22,7 +22,7 @@ inline NormShape norm_shape(size_t rows, size_t c, size_t groups, int n)
     s.across = (unsigned)(c / (size_t)n);
     s.lanes = s.across >= NORM_THREADS ? 1 : NORM_THREADS / s.across;
     s.strips = (unsigned)div_up(rows, s.lanes * (size_t)NORM_ROWS);
-    s.strips = s.strips > NORM_STRIPS ? NORM_STRIPS : s.strips;
+    s.strips = s.strips > NORM_STRIPS ? (unsigned)NORM_STRIPS : s.strips;
     s.strip = div_up(rows, s.strips);
     s.strips = (unsigned)div_up(rows, s.strip);
     return s;

@@ -1,0 +1,5 @@
+#include "tests/cuda/kernels.h"
+
+void cases_products(void)
+{
+}
