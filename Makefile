@@ -77,6 +77,21 @@ $(PLUGIN_DIR)/lora-dnnl.so: $(PLUGIN_DNNL_OBJ) $(PLUGIN_BASE)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_$(FLAVOUR)) -shared -fopenmp -o $@ $^ -ldnnl $(LDFLAGS)
 
+# CUDA kernels compiled for the CPU: tests/cuda/emulate stands in for the GPU's own headers (offload/cuda/device.cuh).
+EMULATED := $(OUT)/tests/cuda/emulated
+EMULATED_SRC := $(sort $(filter-out offload/cuda/plugin%,$(wildcard offload/cuda/*.cu)) $(wildcard tests/cuda/*.cpp tests/cuda/emulate/*.cpp))
+EMULATED_OBJ := $(EMULATED_SRC:%=$(OUT)/emulated/%.o)
+CXX_CACHE := $(filter ccache,$(firstword $(CC)))
+EMULATED_FLAGS = -std=c++17 $(CFLAGS_$(FLAVOUR)) -O1 -Wall -Wextra -Wno-unknown-pragmas -Itests/cuda/emulate -I. -MMD -MP
+
+$(OUT)/emulated/%.o: % Makefile config.mak
+	@mkdir -p $(@D)
+	$(CXX_CACHE) $(CXX) $(EMULATED_FLAGS) -x c++ -c -o $@ $<
+
+$(EMULATED): $(EMULATED_OBJ) $(LIB)
+	@mkdir -p $(@D)
+	$(CXX) $(LDFLAGS_$(FLAVOUR)) -fopenmp -o $@ $^ $(DEP_LIBS)
+
 # A data file becomes a C array: portable, no linker tricks.
 $(OUT)/%.c: %.bin
 	@mkdir -p $(@D)
@@ -111,7 +126,7 @@ $(OUT)/tests/bench/bench_%: $(OUT)/tests/bench/bench_%.o $(CMD_LIB_OBJ) $(LIB)
 bench: $(BENCH_BIN) $(BIN)
 	@for b in $(BENCH_BIN); do $$b || exit 1; done
 
-tests: $(TEST_BIN) $(FUZZ_BIN) $(BIN) $(PLUGINS) $(OUT)/tests/demo/demo
+tests: $(TEST_BIN) $(FUZZ_BIN) $(BIN) $(PLUGINS) $(OUT)/tests/demo/demo $(if $(filter yes,$(HAVE_CXX)),$(EMULATED))
 
 ## check: every test: units, command lines, corpus, faults (installs what tests need)
 check: $(TESTS_CONFIG)
@@ -181,4 +196,4 @@ clean:
 distclean: clean
 	rm -f config.mak config.log
 
--include $(LIB_OBJ:.o=.d) $(PLUGIN_DNNL_OBJ:.o=.d) $(PLUGIN_BASE:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d) $(OUT)/tests/demo/demo.d $(OUT)/tests/demo/pair.d
+-include $(LIB_OBJ:.o=.d) $(PLUGIN_DNNL_OBJ:.o=.d) $(PLUGIN_BASE:.o=.d) $(EMULATED_OBJ:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d) $(OUT)/tests/demo/demo.d $(OUT)/tests/demo/pair.d
