@@ -178,29 +178,34 @@ int kernel_lora_backward(cudaStream_t s, const struct kernel_lora *l);
 
 /* ---- optim.cu ---- */
 
-/* sums [1] f32 = sqrt of the sum of squares of g [n] f32, NaN or infinity when one of them is not finite: with it, clipping
+/* norm [1] f32 = sqrt of the sum of squares of g [n] f32, NaN or infinity when one of them is not finite: with it, clipping
  * and the test of a loss scale need no other pass. */
 size_t kernel_norm_scratch(size_t n);
 int kernel_norm(cudaStream_t s, const float *g, size_t n, float *norm, void *scratch);
 
-/* first [1] = the least index of a NaN or infinity in x [n], or n (as uint64) when all are finite */
+/* first [1] = the least index of a NaN or infinity in x [n], or n when all are finite */
 int kernel_find_nonfinite(cudaStream_t s, enum kernel_type t, const void *x, size_t n, uint64_t *first);
 
-/* AdamW (Loshchilov and Hutter 2019) over flat arrays p, g, m, v [n] f32, as torch.optim.AdamW. What changes from step to step
- * lies on the device, so that a captured step can be replayed: */
+/* The scalars of an AdamW step t, which lie on the device, so that a captured step can be replayed with others. */
 struct kernel_adamw_step {
-    float lr, beta1, beta2, eps, weight_decay;
-    float correction1, correction2; /* 1 - beta1^t, 1 - beta2^t */
-    float max_norm;                 /* > 0: g is scaled by min(1, max_norm / (norm + 1e-6)) */
-    float unscale;                  /* g is multiplied by this first (1 / loss scale) */
+    float keep;         /* 1 - lr * weight decay */
+    float rate;         /* lr / (1 - beta1^t) */
+    float beta1, new1;  /* new1: 1 - beta1, rounded from f64 */
+    float beta2, new2;
+    float root2;        /* sqrt(1 - beta2^t) */
+    float eps;
+    float unscale;      /* gradients are multiplied by this first: 1 / loss scale */
+    float max_norm;     /* > 0: and by min(1, max_norm / (unscale * norm + 1e-6)) */
 };
-/* norm [1]: of g before unscale, or NULL (then neither clipping nor the test below); when it is NaN or infinite, nothing is
- * changed: the step is skipped. */
+
+/* AdamW (Loshchilov and Hutter 2019) over flat arrays p, g, m, v [n] f32, as torch.optim.AdamW and ref/optim/adamw.c. norm [1]:
+ * of g before it is unscaled, or NULL: then there is neither clipping nor the following test. Where norm is NaN or infinite
+ * nothing is changed: the step is skipped. */
 int kernel_adamw(cudaStream_t s, float *p, const float *g, float *m, float *v, size_t n, const struct kernel_adamw_step *step,
                  const float *norm);
 
-/* The same with m and v in 8 bits: blocks of 256 elements with one absmax each, codes of bitsandbytes' dynamic map (signed for
- * m, unsigned for v). code_m, code_v [256] f32 ascending. m8, v8 [n]; absmax_m, absmax_v [(n + 255) / 256]. */
+/* The same with m and v in 8 bits, as ref/optim/quant8.h has it: blocks of 256 elements with one scale each (absmax_m, absmax_v
+ * [(n + 255) / 256]), codes m8, v8 [n] of a map code_m (signed), code_v [256] f32, ascending. */
 enum { KERNEL_ADAMW8_BLOCK = 256 };
 int kernel_adamw8(cudaStream_t s, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *absmax_m, float *absmax_v,
                   const float *code_m, const float *code_v, size_t n, const struct kernel_adamw_step *step, const float *norm);
