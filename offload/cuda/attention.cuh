@@ -1,13 +1,12 @@
-/* What the attention kernels on tensor cores share: tiles in shared memory and products of their rows.
+/* What the attention kernels on tensor cores share: tiles of rows of a head, and products of them.
  *
- * A tile has rows of D + 8 elements of 16 bits: D is the head's size rounded up to 48, 64, 80 or 160, zeros behind the head's
- * own; the 8 more put the eight rows that load_matrices() reads into different banks. A warp owns M fragments of 16 rows of a
+ * D is the head's size rounded up to 48, 64, 80 or 160; zeros lie behind the head's own. A warp owns M fragments of 16 rows of a
  * product; sums stay in its registers and become, rounded, the left side of the next product without leaving them
  * (Dao 2023). */
 #ifndef OFFLOAD_CUDA_ATTENTION_CUH
 #define OFFLOAD_CUDA_ATTENTION_CUH
 
-#include "offload/cuda/common.cuh"
+#include "offload/cuda/tile.cuh"
 
 /* kernel_attention with sizes of 32 bits */
 struct Attention {
@@ -31,8 +30,6 @@ template <class T> __device__ inline T *head_at(const void *p, int b, int tokens
     return const_cast<T *>(static_cast<const T *>(p)) + (size_t)b * tokens * ld + (size_t)h * d;
 }
 
-template <int D> constexpr int tile_row = D + 8;
-
 template <int D> constexpr size_t tile_bytes(int rows)
 {
     return (size_t)rows * tile_row<D> * 2;
@@ -50,31 +47,6 @@ __device__ inline void load_tile(T *tile, const T *src, size_t ld, int first, in
 
         copy_async(tile + row * tile_row<D> + column, valid ? src + (size_t)(first + row) * ld + column : src, valid);
     }
-}
-
-/* Left side: 16 rows from row0, 16 columns from k0. */
-template <class T, int D> __device__ inline void load_left(uint32_t a[4], const T *tile, int row0, int k0)
-{
-    int lane = threadIdx.x % WARP, row = row0 + lane / 8 % 2 * 8 + lane % 8, column = k0 + lane / 16 * 8;
-
-    load_matrices(a, tile + row * tile_row<D> + column);
-}
-
-/* Right side of a product with the tile's rows (tile transposed): 16 rows from n0, 16 columns from k0; b[0], b[1] for the
- * first eight rows, b[2], b[3] for the others. */
-template <class T, int D> __device__ inline void load_right_rows(uint32_t b[4], const T *tile, int n0, int k0)
-{
-    int lane = threadIdx.x % WARP, row = n0 + lane / 16 * 8 + lane % 8, column = k0 + lane / 8 % 2 * 8;
-
-    load_matrices(b, tile + row * tile_row<D> + column);
-}
-
-/* Right side of a product with the tile's columns (tile as it is): 16 rows from k0, 16 columns from n0. */
-template <class T, int D> __device__ inline void load_right_columns(uint32_t b[4], const T *tile, int k0, int n0)
-{
-    int lane = threadIdx.x % WARP, row = k0 + lane / 8 % 2 * 8 + lane % 8, column = n0 + lane / 16 * 8;
-
-    load_matrices_transposed(b, tile + row * tile_row<D> + column);
 }
 
 /* Sums of a warp: M x 16 rows, COLUMNS columns (multiply_tile() says who holds what). */
@@ -174,29 +146,6 @@ __device__ inline void accumulate(Sums<M, WIDTH> &o, const Sums<M, COLUMNS> &p, 
             }
         }
     }
-}
-
-/* Row and column of element e of fragment (m, n), from the warp's first row. */
-__device__ inline int row_of(int m, int e)
-{
-    return m * 16 + e / 2 * 8 + threadIdx.x % WARP / 4;
-}
-
-__device__ inline int column_of(int n, int e)
-{
-    return n * 8 + threadIdx.x % 4 * 2 + e % 2;
-}
-
-template <class T> __device__ inline void store_pair(T *p, float a, float b)
-{
-    *reinterpret_cast<uint32_t *>(p) = pack<T>(a, b);
-}
-
-template <> __device__ inline void store_pair<float>(float *p, float a, float b)
-{
-    float v[2] = {a, b};
-
-    store<float, 2>(p, v);
 }
 
 /* Writes factor * o as T to rows row0 + .. below total of dst [total, ld], columns first + .. below d. */

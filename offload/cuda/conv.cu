@@ -113,6 +113,8 @@ int kernel_conv_forward(cudaStream_t s, const struct kernel_conv *c)
 
     if (!conv_fits(c))
         return cudaErrorInvalidValue;
+    if (conv_on_tensor_cores(c))
+        return conv_tensor_forward(s, c);
     return with_type(c->type, [&](auto type) {
         using T = decltype(type);
         PatchSide<T> left = {(const T *)c->x, conv_forward_patches(c)};
@@ -127,6 +129,8 @@ int kernel_conv_backward_data(cudaStream_t s, const struct kernel_conv *c)
 {
     if (!conv_fits(c))
         return cudaErrorInvalidValue;
+    if (conv_on_tensor_cores(c))
+        return conv_tensor_backward_data(s, c);
     return with_type(c->type, [&](auto type) {
         using T = decltype(type);
         PatchSide<T> left = {(const T *)c->dy, conv_backward_patches(c)};

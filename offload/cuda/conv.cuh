@@ -51,4 +51,9 @@ inline Patches conv_backward_patches(const struct kernel_conv *c)
     return {(int)c->oh, (int)c->ow, (int)c->co, (int)c->h, (int)c->w, (int)c->kw, (int)c->stride, (int)c->pad, true};
 }
 
+/* conv_tensor.cu: types of 16 bits, channels in multiples of 8 */
+bool conv_on_tensor_cores(const struct kernel_conv *c);
+int conv_tensor_forward(cudaStream_t s, const struct kernel_conv *c);
+int conv_tensor_backward_data(cudaStream_t s, const struct kernel_conv *c);
+
 #endif

@@ -243,10 +243,10 @@ static void quantised(const tensor_file *f, kernel_quant kind)
                return e ? e : kernel_dequantise(0, kind, q.dev, absmax.f32(), 0, n, all.dev, KERNEL_F32);
            },
            {{&absmax, scale, 0.5}, {&all, back, 2}}});
-    check({"dequantise " + name + ", a panel", KERNEL_BF16,
+    bool ran = check({"dequantise " + name + ", a panel", KERNEL_BF16,
            [&] { return kernel_dequantise(0, kind, q.dev, absmax.f32(), 64, n - 64, panel.dev, KERNEL_BF16); },
            {{&panel, std::vector<float>(back.begin() + 64, back.end()), 2}}});
-    if (codes_on_device(q, bytes) != codes(want, bytes)) {
+    if (ran && codes_on_device(q, bytes) != codes(want, bytes)) {
         printf("FAIL codes of %s are not those of bitsandbytes\n", name.c_str());
         exit(1);
     }

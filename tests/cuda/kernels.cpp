@@ -170,7 +170,7 @@ static double measure(const Call &c)
     return times[2];
 }
 
-void check(const Call &c)
+bool check(const Call &c)
 {
     bool good, wanted = words.empty();
     Verdict v;
@@ -178,7 +178,7 @@ void check(const Call &c)
     for (const std::string &w : words)
         wanted = wanted || c.name.find(w) != std::string::npos;
     if (!wanted)
-        return;
+        return false;
     v = compare(c);
     good = v.same && v.worst <= 1;
     done++;
@@ -195,6 +195,7 @@ void check(const Call &c)
     }
     printf("\n");
     fflush(stdout);
+    return true;
 }
 
 /* ---- ref ---- */

@@ -56,7 +56,7 @@ struct Call {
     std::function<void()> restore = nullptr; /* what an in-place call has changed, before it is called again */
 };
 
-void check(const Call &c);
+bool check(const Call &c); /* false: not asked for on the command line */
 
 /* ref's op on the host values. */
 struct Ref {
