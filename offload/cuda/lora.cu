@@ -1,44 +1,13 @@
-/* The low-rank branch for small ranks, where a product on tensor cores would leave them idle: one pass over rows of x and y.
+/* The low-rank branch in f32 arithmetic, for any size; lora_tensor.cu does most calls of 16-bit types.
  *
  * Forward: a block takes ROWS rows, t = scale x downT into shared memory, then y = base + t upT.
  * Backward: a block takes `strip` rows, t = x downT and dt = scale dy up into shared memory; then, column by column of x,
  * dx = dt down and its part of ddown = dtT x; column by column of dy its part of dup = scale dyT t. A second launch adds the
  * blocks' parts in order.
  * R is the rank rounded up to 4, 8, 16 or 32; what lies behind the rank counts as zero. */
-#include "offload/cuda/common.cuh"
+#include "offload/cuda/lora.cuh"
 
 enum { THREADS = 256, WARPS = THREADS / WARP, ROWS = 32, BLOCKS = 128, MOST_ROWS = 256 };
-
-struct Lora {
-    size_t m, k, n, r, strip;
-    float scale;
-    const float *down, *up;
-    const void *x, *base, *dy;
-    void *y, *dx;
-    bool add;
-    float *ddown, *dup, *part; /* part [blocks][r * (k + n)] */
-};
-
-/* Column-wise view of a factor: element j of column i, i < columns, j < r. */
-struct Factor {
-    const float *at;
-    size_t column, rank, r; /* distances of neighbours */
-
-    __device__ float get(size_t i, int j) const
-    {
-        return (size_t)j < r ? at[i * column + j * rank] : 0;
-    }
-};
-
-__device__ inline Factor down_of(const Lora &l)
-{
-    return {l.down, 1, l.k, l.r};
-}
-
-__device__ inline Factor up_of(const Lora &l)
-{
-    return {l.up, l.r, 1, l.r};
-}
 
 /* t [rows][R] = scale * x [rows, columns] f, x from row first on; zeros behind row m. A warp takes E rows at a time. */
 template <class T, int R>
@@ -165,14 +134,15 @@ template <class T, int R> __device__ inline void up_columns(const Lora &l, const
     }
 }
 
-template <class T, int R> __global__ void __launch_bounds__(THREADS) lora_backward_kernel(Lora l)
+template <class T, int R> __global__ void __launch_bounds__(THREADS) lora_backward_kernel(Lora l, size_t strip)
 {
-    float *t = reinterpret_cast<float *>(shared_memory()), *dt = t + l.strip * R, *part = l.part + blockIdx.x * l.r * (l.k + l.n);
-    size_t first = blockIdx.x * l.strip, rows = l.m - first < l.strip ? l.m - first : l.strip;
+    float *t = reinterpret_cast<float *>(shared_memory()), *dt = t + strip * R;
+    float *part = static_cast<float *>(l.scratch) + blockIdx.x * l.r * (l.k + l.n);
+    size_t first = blockIdx.x * strip, rows = l.m - first < strip ? l.m - first : strip;
 
     if (l.dup)
-        project<T, R>(t, static_cast<const T *>(l.x), l.k, down_of(l), 1, first, (int)l.strip, l.m);
-    project<T, R>(dt, static_cast<const T *>(l.dy), l.n, up_of(l), l.scale, first, (int)l.strip, l.m);
+        project<T, R>(t, static_cast<const T *>(l.x), l.k, down_of(l), 1, first, (int)strip, l.m);
+    project<T, R>(dt, static_cast<const T *>(l.dy), l.n, up_of(l), l.scale, first, (int)strip, l.m);
     __syncthreads();
     down_columns<T, R>(l, dt, first, rows, part);
     if (l.dup)
@@ -182,13 +152,14 @@ template <class T, int R> __global__ void __launch_bounds__(THREADS) lora_backwa
 __global__ void lora_join_kernel(Lora l, size_t blocks)
 {
     size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x, down = l.r * l.k, all = l.r * (l.k + l.n);
+    const float *part = static_cast<const float *>(l.scratch);
     float *to = i < down ? l.ddown : l.dup, sum = 0;
 
     if (i >= all || !to)
         return;
 #pragma unroll 8
     for (size_t b = 0; b < blocks; b++)
-        sum += l.part[b * all + i];
+        sum += part[b * all + i];
     to[i < down ? i : i - down] = sum;
 }
 
@@ -201,10 +172,8 @@ static size_t strip_rows(size_t m)
 
 static Lora describe(const struct kernel_lora *c)
 {
-    Lora l = {c->m,    c->k,    c->n, c->r,  strip_rows(c->m), c->scale, c->down, c->up,
-              c->x,    c->base, c->dy, c->y, c->dx,            c->add,   c->ddown, c->dup, (float *)c->scratch};
-
-    return l;
+    return {c->m, c->k, c->n, c->r, c->scale, c->down, c->up, c->x, c->base, c->dy, c->y, c->dx, c->add, c->ddown, c->dup,
+            c->scratch};
 }
 
 static bool fits(const struct kernel_lora *c)
@@ -225,13 +194,17 @@ template <class F> int with_rank(size_t r, F f)
 
 size_t kernel_lora_scratch(const struct kernel_lora *c)
 {
-    return div_up(c->m, strip_rows(c->m)) * c->r * (c->k + c->n) * sizeof(float);
+    size_t plain = div_up(c->m, strip_rows(c->m)) * c->r * (c->k + c->n) * sizeof(float), tensor = lora_tensor_scratch(c);
+
+    return plain > tensor ? plain : tensor; /* which of them runs also depends on pointers */
 }
 
 int kernel_lora_forward(cudaStream_t s, const struct kernel_lora *c)
 {
     if (!fits(c))
         return cudaErrorInvalidValue;
+    if (lora_on_tensor_cores(c))
+        return lora_tensor_forward(s, c->type, describe(c));
     return with_type(c->type, [&](auto type) {
         using T = decltype(type);
         return with_rank(c->r, [&](auto rank) {
@@ -245,19 +218,21 @@ int kernel_lora_forward(cudaStream_t s, const struct kernel_lora *c)
 int kernel_lora_backward(cudaStream_t s, const struct kernel_lora *c)
 {
     Lora l = describe(c);
-    unsigned blocks = (unsigned)div_up(c->m, l.strip);
+    size_t strip = strip_rows(c->m), blocks = div_up(c->m, strip);
 
     if (!fits(c))
         return cudaErrorInvalidValue;
+    if (lora_on_tensor_cores(c))
+        return lora_tensor_backward(s, c->type, l);
     return with_type(c->type, [&](auto type) {
         using T = decltype(type);
         return with_rank(c->r, [&](auto rank) {
             constexpr int R = decltype(rank)::value;
-            int e = launch(lora_backward_kernel<T, R>, dim3(blocks), THREADS, 2 * l.strip * R * sizeof(float), s, l);
+            int e = launch(lora_backward_kernel<T, R>, dim3((unsigned)blocks), THREADS, 2 * strip * R * sizeof(float), s, l, strip);
 
             if (e || (!l.ddown && !l.dup))
                 return e;
-            return launch(lora_join_kernel, dim3((unsigned)div_up(l.r * (l.k + l.n), 128)), 128, 0, s, l, (size_t)blocks);
+            return launch(lora_join_kernel, dim3((unsigned)div_up(l.r * (l.k + l.n), 128)), 128, 0, s, l, blocks);
         });
     });
 }

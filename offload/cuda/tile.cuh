@@ -17,6 +17,14 @@ template <class T, int D> __device__ inline void load_left(uint32_t a[4], const 
     load_matrices(a, tile + row * tile_row<D> + column);
 }
 
+/* Left side, turned: 16 columns from row0 as rows, 16 rows from k0 as columns. */
+template <class T, int D> __device__ inline void load_left_columns(uint32_t a[4], const T *tile, int row0, int k0)
+{
+    int lane = threadIdx.x % WARP, row = k0 + lane / 16 * 8 + lane % 8, column = row0 + lane / 8 % 2 * 8;
+
+    load_matrices_transposed(a, tile + row * tile_row<D> + column);
+}
+
 /* Right side of a product with the tile's rows (tile transposed): 16 rows from n0, 16 columns from k0; b[0], b[1] for the
  * first eight rows, b[2], b[3] for the others. */
 template <class T, int D> __device__ inline void load_right_rows(uint32_t b[4], const T *tile, int n0, int k0)

@@ -42,7 +42,9 @@ static void conv(kernel_type t, const Window &z)
                {{&dw, r.gradient[1], (double)(z.n * oh * ow)}}, bytes, flops});
 }
 
-/* Ref has base, x, down, up -> y; the gradient of base is dy. */
+/* Ref has base, x, down, up -> y; the gradient of base is dy. On tensor cores the factors, and t or dt between the two products,
+ * are rounded to the type: two errors of random sign for the factors' gradients, three for y and dx, each 3.5 units at six
+ * deviations (cases_attention.cpp), so 3.5 sqrt(2) and 3.5 sqrt(3): 5 and 6. */
 static void lora(kernel_type t, size_t m, size_t k, size_t n, size_t rank, bool add)
 {
     kernel_lora l = {};
@@ -69,11 +71,11 @@ static void lora(kernel_type t, size_t m, size_t k, size_t n, size_t rank, bool 
     Scratch scratch(kernel_lora_scratch(&l));
     l.down = down.f32(), l.up = up.f32(), l.x = x.dev, l.base = base.dev, l.y = y.dev, l.dy = dy.dev, l.dx = dx.dev;
     l.ddown = ddown.f32(), l.dup = dup.f32(), l.scratch = scratch.dev;
-    check({name, t, [&] { return kernel_lora_forward(0, &l); }, {{&y, r.result[0], (double)(k + rank + 2)}}, bytes,
+    check({name, t, [&] { return kernel_lora_forward(0, &l); }, {{&y, r.result[0], (double)(k + rank + 2), 1, 0, 6}}, bytes,
            r.flops(false)});
     check({name + " backward", t, [&] { return kernel_lora_backward(0, &l); },
-           {{&dx, dx_want, (double)(n + rank + 2)}, {&ddown, r.gradient[2], (double)(n + m + 1)},
-            {&dup, r.gradient[3], (double)(k + m + 1)}},
+           {{&dx, dx_want, (double)(n + rank + 2), 1, 0, 6}, {&ddown, r.gradient[2], (double)(n + m + 1), 1, 0, 5},
+            {&dup, r.gradient[3], (double)(k + m + 1), 1, 0, 5}},
            bytes, r.flops(true), [&] { kernel_convert(0, dx.dev, t, start.dev, t, m * k); }});
 }
 
@@ -96,6 +98,9 @@ void cases_products(void)
         lora(t, 300, 24, 40, 32, true);
         lora(t, 50, 80, 320, 16, false);
         lora(t, 9, 16, 16, 7, false);
+        lora(t, 2, 48, 1032, 4, false);
+        lora(t, 1, 96, 40, 20, true);
+        lora(t, 200, 136, 72, 20, false);
         if (!cases_full())
             continue;
         lora(t, 4096, 320, 320, 4, true);

@@ -145,7 +145,7 @@ static Verdict compare(const Call &c)
             error = off <= error ? error : std::isnan(off) ? INFINITY : off;
             size = o.size ? size : std::max(size, fabs((double)o.want[i]));
         }
-        limit = size * (o.terms * 0x1p-24 + o.rounded * type_unit(o.data->type));
+        limit = size * (o.terms * 0x1p-24 + o.rounded * type_unit(o.data->type) + o.inner * type_unit(c.type));
         if (error > 0 || k == 0)
             if (error / limit >= v.worst)
                 v.worst = error / limit, v.error = error, v.limit = limit;

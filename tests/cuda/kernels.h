@@ -45,6 +45,8 @@ struct Output {
     /* The limit is size * (terms * 2^-24 + rounded * unit of the type): sums of `terms` f32 roundings, of values or partial
      * results that were rounded to the type, and of the result's own rounding. size: the largest |want| unless given. */
     double terms, rounded = 1, size = 0;
+    /* The same for an f32 result of sums of numbers that were rounded to the call's type. */
+    double inner = 0;
 };
 
 struct Call {
