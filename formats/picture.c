@@ -296,23 +296,40 @@ static const char *find_parameters(const struct picture_text *text, size_t texts
     return NULL;
 }
 
+static int encode(const char *path, struct picture_bytes *b, const struct picture *p, const struct picture_text *text,
+                  size_t texts, struct picture_format format, struct err *err)
+{
+    int rc;
+
+    if (ends_with(path, ".png"))
+        rc = picture_encode_png(b, p, text, texts, err);
+    else if (ends_with(path, ".jpg") || ends_with(path, ".jpeg"))
+        rc = picture_encode_jpeg(b, p, find_parameters(text, texts), format.quality, err);
+    else if (ends_with(path, ".webp"))
+        rc = picture_encode_webp(b, p, format.quality, err);
+    else
+        rc = err_usage(err, "pictures are .png, .jpg or .webp; give one of these endings");
+    return rc ? err_prefix(err, "cannot write '%s': ", path) : 0;
+}
+
+int picture_can_write(const char *path, struct picture_format format, struct err *err)
+{
+    uint8_t black[3] = {0};
+    struct picture p = {.width = 1, .height = 1, .channels = 3, .data = black};
+    struct picture_bytes b = {0};
+    int rc = encode(path, &b, &p, NULL, 0, format, err);
+
+    free(b.data);
+    return rc;
+}
+
 int picture_write(const char *path, const struct picture *p, const struct picture_text *text, size_t texts,
                   struct picture_format format, struct err *err)
 {
     struct picture_bytes b = {0};
-    int rc;
+    int rc = encode(path, &b, p, text, texts, format, err);
 
-    if (ends_with(path, ".png"))
-        rc = picture_encode_png(&b, p, text, texts, err);
-    else if (ends_with(path, ".jpg") || ends_with(path, ".jpeg"))
-        rc = picture_encode_jpeg(&b, p, find_parameters(text, texts), format.quality, err);
-    else if (ends_with(path, ".webp"))
-        rc = picture_encode_webp(&b, p, format.quality, err);
-    else
-        rc = err_usage(err, "pictures are .png, .jpg or .webp; give one of these endings");
-    if (rc)
-        err_prefix(err, "cannot write '%s': ", path);
-    else
+    if (rc == 0)
         rc = output_bytes(path, b.data, b.n, err);
     free(b.data);
     return rc;

@@ -73,4 +73,8 @@ struct picture_format {
 int picture_write(const char *path, const struct picture *p, const struct picture_text *text, size_t texts,
                   struct picture_format format, struct err *err);
 
+/* The errors that picture_write() will have for any picture of that name: its ending, the quality, a library that the program
+ * was built without. Writes nothing. */
+int picture_can_write(const char *path, struct picture_format format, struct err *err);
+
 #endif
