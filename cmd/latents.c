@@ -49,7 +49,7 @@ int latents_open(struct latents **out, const char *path, const struct ops *ops, 
     return 0;
 }
 
-static void drop(struct latents *l)
+void latents_rest(struct latents *l)
 {
     run_free(l->run);
     graph_free(l->g);
@@ -61,7 +61,7 @@ void latents_close(struct latents *l)
 {
     if (!l)
         return;
-    drop(l);
+    latents_rest(l);
     weights_free(l->w);
     model_weights_close(l->source);
     model_close(l->model);
@@ -70,8 +70,13 @@ void latents_close(struct latents *l)
 
 void latents_release(struct latents *l)
 {
-    drop(l);
+    latents_rest(l);
     weights_release(l->w, MODEL_VAE);
+}
+
+void latents_bytes(const struct latents *l, size_t *owned, size_t *mapped)
+{
+    weights_bytes(l->w, owned, mapped);
 }
 
 size_t latents_factor(const struct latents *l)
@@ -176,10 +181,10 @@ static int enter(struct latents *l, bool encode, struct err *err)
 {
     if (l->run && l->encode == encode && l->h == l->tile_h && l->w_tile == l->tile_w)
         return 0;
-    drop(l);
+    latents_rest(l);
     if (build(l, encode, l->tile_h, l->tile_w, &l->g, &l->vae, err) || run_new(&l->run, l->g, l->ops, err) ||
         weights_load(l->w, err)) {
-        drop(l);
+        latents_rest(l);
         return -1;
     }
     l->encode = encode;

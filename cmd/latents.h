@@ -53,7 +53,11 @@ int latents_encode(struct latents *l, const float *pixels, size_t n, size_t heig
  * error that names the first layer. */
 int latents_decode(struct latents *l, const float *latents, size_t n, size_t h, size_t w, float *pixels, struct err *err);
 
-/* Gives the graph's and the weights' memory back; both come again when needed. */
+/* Bytes of the weights that were asked for so far: in memory of their own, and mapped. */
+void latents_bytes(const struct latents *l, size_t *owned, size_t *mapped);
+
+/* Gives memory back: that of the graph, or that of the weights, too. It comes again when needed. */
+void latents_rest(struct latents *l);
 void latents_release(struct latents *l);
 
 /* One picture (RGB) to pixels [height, width, 3], and back: clamped, rounded to the nearest level as diffusers does. */

@@ -1,105 +1,180 @@
-/* lora generate inside: generate.c reads the command line and makes one picture after another; pipe.c runs the model's three
- * parts; lora.c brings LoRAs into the engine's form; seed.c chooses seeds. */
+/* lora generate inside. generate.c has the options and the order of events; ask.c makes of options and prompts a list of shots,
+ * checked before the first is made; source.c reads pictures to begin with and masks; batch.c makes shots that go together;
+ * write.c names and writes what comes out; sheet.c collects a contact sheet; preview.c shows the picture in the terminal while
+ * it forms; lora.c brings LoRAs into the engine's form; pipe.h is the model. */
 #ifndef CMD_GENERATE_GENERATE_H
 #define CMD_GENERATE_GENERATE_H
 
 #include "cmd/command.h"
-#include "cmd/model_weights.h"
+#include "cmd/generate/pipe.h"
+#include "cmd/progress.h"
 #include "formats/lora_file.h"
-#include "formats/model.h"
 #include "formats/picture.h"
-#include "formats/tokenizer.h"
-#include "ref/diffusion/noise.h"
-#include "ref/diffusion/sampler.h"
-#include "ref/graph/run.h"
-#include "ref/model/layers.h"
+#include "formats/prompt_line.h"
+#include "offload/offload.h"
+#include "ref/base/rng.h"
 
-/* ---- LoRAs ---- */
+struct generate_options {
+    const char *ckpt, *vae, *prompt, *from_file, *outdir, *sampler, *image_path, *mask_path, *grid, *device, *lora_dir;
+    bool v2, v_parameterization, sequential_file_name, use_original_file_name, interactive, no_preview, iter_same_seed;
+    bool highres_fix_save_1st, profile, check_nan;
+    size_t H, W, steps, images_per_prompt, n_iter, batch_size, clip_skip, max_embeddings_multiples, highres_fix_steps, quality;
+    size_t vae_tile;
+    double scale, negative_scale, strength, highres_fix_scale;
+    double clip_guidance_scale, clip_image_guidance_scale, vgg16_guidance_scale;
+    const char *guide_image_path;
+    int64_t seed;
+    int rng, format, preview;
+    struct string_list lora, network_weights, network_module, network_args;
+    struct float_list network_mul;
+    struct int_list network_dim;
+};
 
-struct generate_lora { /* a file and how strongly it acts */
+/* ---- Pictures to begin with, and masks (source.c) ---- */
+
+struct source {
     char *path;
-    double text_encoder, unet; /* multipliers */
+    size_t width, height;
+    char *prompt; /* from the texts in the file, as a prompt line with its options; NULL: none in it */
 };
 
-/* LoRAs in the engine's form; zero-initialise. item [count] and all it points to is owned. */
-struct generate_loras {
-    struct layers_lora *item;
+struct sources {
+    struct source *item; /* [count], by name */
     size_t count, cap;
-    struct arena arena;
 };
 
-/* Reads a LoRA and appends its modules. A module that m has no layer for, or one of another shape, is an error that names
- * it. */
-int generate_loras_add(struct generate_loras *l, const struct model *m, const struct generate_lora *from, struct err *err);
-void generate_loras_free(struct generate_loras *l);
+/* Finds the pictures at path: a file, or those of a folder. Each is read once, so that a broken one is known now. `what` for
+ * messages: "--image_path". */
+int sources_open(struct sources *s, const char *path, const char *what, struct err *err);
+void sources_close(struct sources *s);
 
-/* ---- The model ---- */
+/* The picture as RGB, upright, scaled to width x height. Freed by the caller. */
+int source_picture(const struct source *s, size_t width, size_t height, struct picture *out, struct err *err);
 
-enum generate_stage { STAGE_NONE, STAGE_TEXT, STAGE_UNET, STAGE_DECODE };
+/* The same in grey. */
+int source_grey(const struct source *s, size_t width, size_t height, struct picture *out, struct err *err);
 
-/* One graph is in memory at a time: the parts never run together, so the peak is that of the largest. */
-struct generate_pipe {
-    struct model *model, *vae_model; /* vae_model: of --vae, NULL when the checkpoint's own is used */
-    struct model_weights *source, *vae_source;
-    struct weights *w, *vae_w;
-    struct tokenizer *tokenizer;
-    struct schedule schedule;
-    struct ops ops;
-    const struct generate_loras *loras; /* borrowed; change it with generate_pipe_loras() */
-    size_t clip_skip, most_chunks;
-    enum prediction prediction;
-    enum noise_device device;
-    size_t factor, channels; /* of the VAE: 8, 4 */
-    /* the graph in memory */
-    enum generate_stage stage;
-    size_t n, h, wd, tokens;
-    struct graph *g;
-    struct run *run;
-    int in[3], out;
-    struct layers_lora *used; /* of the text encoder: those in layers that clip_skip leaves */
-};
+/* ---- What is to be made (ask.c) ---- */
 
-/* Opens checkpoint and VAE (may be NULL), reading headers only. p is zeroed; generate_pipe_close() frees what it holds, also
- * after an error. */
-int generate_pipe_open(struct generate_pipe *p, const char *ckpt, const char *vae, struct err *err);
-void generate_pipe_close(struct generate_pipe *p);
-
-/* From now on the model has these LoRAs. */
-void generate_pipe_loras(struct generate_pipe *p, const struct generate_loras *loras);
-
-/* Bytes that pictures of this size [pixels] will need beside the mapped checkpoint; n: rows of the U-Net, 1 or 2. */
-int generate_pipe_forecast(struct generate_pipe *p, size_t width, size_t height, size_t n, size_t *bytes, struct err *err);
-
-/* What texts [n] mean to the U-Net: *context [n, *tokens, width] f32, weighted, freed by the caller. *truncated: a text was
- * longer than most_chunks allow. */
-int generate_pipe_encode(struct generate_pipe *p, const char *const *text, size_t n, float **context, size_t *tokens,
-                         bool *truncated, struct err *err);
-
-struct generate_job {
-    const struct sampler_kind *kind;
-    size_t width, height, steps; /* pixels: multiples of the factor */
-    double scale, negative_scale; /* a negative_scale that is NaN: none */
+struct shot { /* one picture */
+    const struct prompt_line *prompt;
+    size_t width, height, steps;
+    double scale, negative_scale, strength; /* negative_scale NaN: none */
+    size_t rows, chunks;                    /* of the U-Net; of text */
     uint64_t seed;
-    const float *context; /* [rows, tokens, width]: prompt, negative prompt, and with a negative_scale the empty prompt */
-    size_t rows, tokens;  /* rows: 1 without guidance, 2, or 3 */
-    void (*step)(void *ctx); /* called after each evaluation; may be NULL */
-    void *ctx;
+    const struct source *source, *mask; /* NULL: none */
 };
 
-/* From noise to latents: *latents [height / factor, width / factor, channels] f32, freed by the caller. */
-int generate_pipe_sample(struct generate_pipe *p, const struct generate_job *job, float **latents, struct err *err);
+struct loras_in_use; /* lora.c */
 
-/* From latents [height / factor, width / factor, channels] to a picture, which the caller frees. */
-int generate_pipe_decode(struct generate_pipe *p, const float *latents, size_t width, size_t height, struct picture *out,
-                         struct err *err);
+struct work {
+    const struct command_run *run;
+    const struct generate_options *o;
+    struct offload offload;
+    struct prompt_file prompts;
+    struct generate_pipe pipe;
+    struct loras_in_use *loras;
+    const struct sampler_kind *kind;
+    struct sources sources, masks;
+    bool prompts_of_pictures; /* the prompts came from the sources */
+    bool has_negative_scale, has_w, has_h;
+    uint64_t *seed; /* [seeds] of the pictures whose prompts give none, in the order of making */
+    size_t seeds, next_seed;
+    uint64_t iter_seed;
+    size_t step;        /* pictures asked for so far in this pass */
+    size_t limit;       /* bytes that may be used; SIZE_MAX: not known */
+    struct shot *batch; /* [batch_size] */
+    size_t in_batch;
+    struct progress *progress;
+    struct preview *preview; /* NULL: none */
+    struct sheet *sheet;     /* NULL: none */
+    size_t made, made_first; /* pictures; of highres fix's first stages */
+    json_t *files;           /* with --json */
+};
 
-/* ---- Seeds ---- */
+/* Reads --prompt, --from_file or the pictures' own prompts, and the pictures. */
+int ask_prompts(struct work *w, struct err *err);
 
-/* Seeds of a whole run, as v0.3.0 draws them with Python's random: seed [n] = random.randint(0, 0x7fffffff), after
- * random.seed(from). One seed is `from` itself. */
-void generate_seeds(uint64_t from, uint64_t *seed, size_t n);
+/* Chooses the seeds of all pictures, and of --iter_same_seed; the latter anew before each further pass. */
+int ask_seeds(struct work *w, struct err *err);
+int ask_pass(struct work *w, struct err *err);
 
-/* A seed in 0 .. 2^31 - 1 that nobody can foresee. */
-int generate_seed_any(uint64_t *seed, struct err *err);
+/* One prompt's settings, except for seed, source and mask; errors name the prompt. */
+int ask_shot(struct work *w, const struct prompt_line *p, struct shot *out, struct err *err);
+
+/* Looks at every prompt: sizes, LoRAs, memory. *evaluations: of the model, in all. */
+int ask_check(struct work *w, size_t *evaluations, struct err *err);
+
+/* The i-th picture of that prompt: seed, source and mask, which move on. */
+int ask_next(struct work *w, const struct prompt_line *p, struct shot *shot, size_t i, struct err *err);
+
+/* The size of highres fix's first stage: the given part of the shot's, cut to multiples of 32. */
+void ask_first_stage(const struct work *w, const struct shot *s, size_t *width, size_t *height);
+
+/* Evaluations that a shot takes, with its first stage. */
+size_t ask_evaluations(const struct work *w, const struct shot *s);
+
+/* ---- Making them (batch.c) ---- */
+
+/* Puts a shot into the batch; makes the batch when it is full, or before when the shot does not go with it. */
+int batch_add(struct work *w, const struct shot *s, struct err *err);
+
+/* Makes what is in the batch. */
+int batch_flush(struct work *w, struct err *err);
+
+/* From here on Ctrl-C and SIGTERM stop the work after the present step; a second one ends the program. batch_stopped(): whether
+ * that has happened. */
+void batch_catch_signals(void);
+bool batch_stopped(void);
+
+/* ---- Files (write.c) ---- */
+
+/* stage: "" or with highres fix "0", "1". */
+int write_picture(struct work *w, const struct shot *s, const struct picture *pic, const char *stage, struct err *err);
+
+/* ---- LoRAs (lora.c) ---- */
+
+/* Opens those of the command line. */
+int loras_open(struct work *w, struct err *err);
+void loras_close(struct loras_in_use *l);
+
+/* Finds the files of <lora:...> without reading them: a message in time. */
+int loras_check(struct work *w, const struct prompt_line *p, struct err *err);
+
+/* Whether two prompts ask for the same ones. */
+bool loras_same(const struct prompt_line *a, const struct prompt_line *b);
+
+/* The pipe has the command line's LoRAs and the prompt's. */
+int loras_use(struct work *w, const struct prompt_line *p, struct err *err);
+
+/* ---- Contact sheet (sheet.c) ---- */
+
+struct sheet;
+
+int sheet_open(struct sheet **out, struct err *err);
+void sheet_close(struct sheet *s); /* NULL is fine */
+
+/* Keeps a small copy of the picture with its label. */
+int sheet_add(struct sheet *s, const struct picture *p, const char *label, struct err *err);
+
+/* Draws them in rows and columns to path (.png, .jpg, .webp); nothing when there are none. */
+int sheet_write(const struct sheet *s, const char *path, struct err *err);
+
+/* ---- Preview (preview.c) ---- */
+
+struct preview;
+
+enum preview_kind { PREVIEW_NONE, PREVIEW_AUTO, PREVIEW_KITTY, PREVIEW_ITERM, PREVIEW_SIXEL, PREVIEW_BLOCKS };
+extern const char *const preview_kinds[];
+
+/* *out stays NULL where the terminal shows nothing (auto) or stderr is none. pipe: whose latents will be shown; borrowed. */
+int preview_open(struct preview **out, enum preview_kind kind, struct generate_pipe *pipe, struct err *err);
+void preview_close(struct preview *p); /* NULL is fine */
+
+/* Shows latents [h, w, channels] as colours, unless the last one was shown a moment ago. */
+void preview_latents(struct preview *p, const float *latents, size_t h, size_t w);
+
+/* Shows a finished picture. */
+void preview_picture(struct preview *p, const struct picture *pic);
 
 #endif
