@@ -72,6 +72,7 @@ void latents_release(struct latents *l)
 {
     latents_rest(l);
     weights_release(l->w, MODEL_VAE);
+    model_weights_rest(l->source);
 }
 
 void latents_bytes(const struct latents *l, size_t *owned, size_t *mapped)

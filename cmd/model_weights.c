@@ -86,3 +86,11 @@ const struct weight_source *model_weights_source(const struct model_weights *w)
 {
     return &w->source;
 }
+
+void model_weights_rest(const struct model_weights *w)
+{
+    for (size_t i = 0; i < w->model->file_count; i++)
+        if (w->maps[i].base)
+            madvise((void *)(uintptr_t)w->maps[i].base, w->maps[i].file->file_size,
+                    MADV_DONTNEED); /* read-only: nothing is lost */
+}

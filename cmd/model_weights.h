@@ -16,4 +16,8 @@ void model_weights_close(struct model_weights *w); /* NULL is fine; after weight
 /* The source; valid until model_weights_close(). */
 const struct weight_source *model_weights_source(const struct model_weights *w);
 
+/* The mapped pages are not needed for a while: they no longer count as this program's memory. They stay with the system while it
+ * has room, and come again by themselves when they are read. */
+void model_weights_rest(const struct model_weights *w);
+
 #endif

@@ -150,7 +150,7 @@ static const struct expected {
     {"inpaint",
      false,
      {"--prompt", fish, "--seed", "7", "--steps=6", "--scale=5", "--sampler", "euler_a", PICTURE, MASK, NULL}},
-    {"inpaint_model", true, {"--prompt", fish, "--seed", "8", "--steps=5", "--scale=3", "--strength=1", PICTURE, MASK, NULL}},
+    {"inpaint_model", true, {"--prompt", fish, "--seed", "8", "--steps=5", "--scale=3", PICTURE, MASK, NULL}},
 };
 
 static void pictures_are_those_of_diffusers(void **state)

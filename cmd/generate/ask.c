@@ -194,7 +194,9 @@ int ask_shot(struct work *w, const struct prompt_line *p, struct shot *out, stru
                                                              : NAN;
     if (out->scale <= 1)
         out->negative_scale = NAN;
-    out->strength = p->given & PROMPT_STRENGTH ? p->strength : o->strength;
+    out->strength = p->given & PROMPT_STRENGTH                                          ? p->strength
+                    : w->pipe.inpainting && !option_given(w->run->values, &o->strength) ? 1
+                                                                                        : o->strength;
     out->rows = rows_of(out);
     if (set_size(w, p, out, err) || check_mask(out, err) ||
         generate_pipe_chunks(&w->pipe, text, out->rows > 1 ? 2 : 1, &out->chunks, &truncated, err))
@@ -265,7 +267,8 @@ struct need {
 
 static int check_shot(struct work *w, const struct shot *s, struct need *need, struct err *err)
 {
-    size_t width, height, cost = s->width * s->height * s->rows * (1 + s->chunks), bytes, mapped;
+    size_t width, height, cost = s->width * s->height * s->rows * (1 + s->chunks), bytes, mapped, tile;
+    bool tiled;
     bool encode = s->source || option_given(w->run->values, &w->o->highres_fix_scale);
 
     wanted_size(w, s->prompt, s->source, &width, &height);
@@ -280,6 +283,10 @@ static int check_shot(struct work *w, const struct shot *s, struct need *need, s
     if (generate_pipe_forecast(&w->pipe, s->width, s->height, w->o->batch_size, s->rows, s->chunks, encode, &bytes, &mapped,
                                err))
         return -1;
+    if (latents_forecast(w->pipe.latents, false, s->height, s->width, &tile, &tiled, err))
+        return -1;
+    if (tiled && !w->o->vae_tile)
+        command_note(w->run, "memory is short for a whole picture of %zu x %zu: the VAE works in tiles", s->width, s->height);
     need->mapped = mapped;
     need->bytes = bytes > need->bytes ? bytes : need->bytes;
     return 0;
@@ -305,6 +312,8 @@ int ask_check(struct work *w, size_t *total, struct err *err)
 {
     struct need need = {0};
     size_t pass = 0;
+
+    latents_limit(w->pipe.latents, w->limit / 2);
 
     for (size_t i = 0; i < w->prompts.count; i++)
         for (size_t k = 0; k < w->o->images_per_prompt; k++) {

@@ -308,13 +308,21 @@ int generate_pipe_encode(struct generate_pipe *p, const char *const *text, size_
 
 /* ---- Pictures ---- */
 
+/* The U-Net's graph and its mapped pages make room for the VAE's. */
+static void make_room(struct generate_pipe *p)
+{
+    generate_pipe_rest(p);
+    if (p->source)
+        model_weights_rest(p->source);
+}
+
 int generate_pipe_decode(struct generate_pipe *p, const float *latents, size_t width, size_t height, struct picture *out,
                          struct err *err)
 {
     float *pixels = mem_new(width * height * 3 * sizeof *pixels, "a picture", err);
     int rc = pixels ? 0 : -1;
 
-    generate_pipe_rest(p);
+    make_room(p);
     if (rc == 0)
         rc = latents_decode(p->latents, latents, 1, height / p->factor, width / p->factor, pixels, err);
     if (rc == 0)
@@ -332,7 +340,7 @@ int generate_pipe_picture(struct generate_pipe *p, const struct picture *picture
     struct noise source = {0};
     int rc = pixels && noise ? noise_begin(&source, p->device, seed, p->channels, h, w, err) : -1;
 
-    generate_pipe_rest(p);
+    make_room(p);
     if (rc == 0) {
         noise_seek(&source, steps * kind->noises + 2);
         noise_next(&source, noise);
