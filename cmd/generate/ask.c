@@ -292,19 +292,22 @@ static int check_shot(struct work *w, const struct shot *s, struct need *need, s
     return 0;
 }
 
+/* What is mapped is the system's to drop; a device with memory of its own must hold it, too. */
 static int check_memory(struct work *w, const struct need *need, struct err *err)
 {
     char a[32], b[32];
-    size_t own = need->bytes - need->mapped;
+    bool device = w->offload.info.memory > 0;
+    size_t own = device ? need->bytes : need->bytes - need->mapped;
 
     command_bytes(own, a, sizeof a);
     command_bytes(w->limit, b, sizeof b);
     if (own > w->limit)
-        return err_set(
-            err,
-            "not enough memory: this needs %s, %s are free; use a smaller --W, --H or --batch_size, or close other programs", a,
-            b);
-    command_note(w->run, "memory: %s and the checkpoint's pages, %s", a, command_bytes(need->mapped, b, sizeof b));
+        return err_set(err, "not enough memory: this needs %s, %s are free%s; use a smaller --W, --H or --batch_size, or %s", a,
+                       b, device ? " on the device" : "", device ? "--device cpu" : "close other programs");
+    if (device)
+        command_note(w->run, "memory: at most %s of the device", a);
+    else
+        command_note(w->run, "memory: %s and the checkpoint's pages, %s", a, command_bytes(need->mapped, b, sizeof b));
     return 0;
 }
 

@@ -75,7 +75,9 @@ static const struct option_row rows[] = {
     {O(v_parameterization), .help = "the model predicts v, not noise (SD2 with 768 pixels)"},
     {O(rng), .arg = "DEVICE", .choices = devices, .def = "cpu",
      .help = "whose random numbers: those that torch draws on the CPU or on a GPU"},
-    {O(device), .arg = "NAME", .def = "cpu", .help = "what computes: cpu, or a plug-in such as dnnl, dnnl:bf16, cuda"},
+    {O(device), .arg = "NAME", .def = "auto",
+     .help = "what computes: auto (a GPU where there is one, else the processor), cpu, or a plug-in such as dnnl:bf16, cuda, "
+             "cuda:bf16:1"},
     {O(sequential_file_name), .help = "im_000001.png, im_000002.png ...; files there are replaced"},
     {O(use_original_file_name), .help = "img2img: name the result as the picture it began with"},
     {O(format), .arg = "NAME", .choices = formats, .def = "png", .help = "what to write; only PNG carries all settings inside"},
@@ -140,6 +142,21 @@ static int refuse(const struct generate_options *o, struct err *err)
     return 0;
 }
 
+/* MemAvailable of the kernel; SIZE_MAX when it does not tell. */
+static size_t memory_free(void)
+{
+    FILE *f = fopen("/proc/meminfo", "r");
+    unsigned long long kib = 0;
+    char line[256];
+
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return kib ? (size_t)kib * 1024 : SIZE_MAX;
+}
+
 static int open_pipe(struct work *w, struct err *err)
 {
     const struct generate_options *o = w->o;
@@ -148,11 +165,14 @@ static int open_pipe(struct work *w, struct err *err)
     if (offload_open(&w->offload, o->device, NULL, err) || generate_pipe_open(p, o->ckpt, o->vae, &w->offload.ops, err) ||
         (o->v2 && model_expect_v2(p->model, true, err)))
         return -1;
+    if (w->offload.note[0])
+        command_note(w->run, "%s", w->offload.note);
     p->clip_skip = o->clip_skip;
     p->most_chunks = o->max_embeddings_multiples;
     p->device = o->rng == 1 ? NOISE_CUDA : NOISE_CPU;
     if (o->v_parameterization)
         p->prediction = PREDICT_V;
+    w->limit = w->offload.info.memory ? w->offload.info.free : memory_free();
     p->profile = o->profile;
     p->check_nan = o->check_nan;
     latents_tile(p->latents, o->vae_tile);
@@ -180,21 +200,6 @@ static int find_ckpt(struct generate_options *o, struct arena *a, struct err *er
     return rc;
 }
 
-/* MemAvailable of the kernel; SIZE_MAX when it does not tell. */
-static size_t memory_free(void)
-{
-    FILE *f = fopen("/proc/meminfo", "r");
-    unsigned long long kib = 0;
-    char line[256];
-
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return kib ? (size_t)kib * 1024 : SIZE_MAX;
-}
-
 static int check_outputs(const struct generate_options *o, struct err *err)
 {
     static const char *const names[] = {"x.png", "x.jpg", "x.jpeg", "x.webp"};
@@ -219,7 +224,6 @@ static int open_all(struct work *w, struct err *err)
     w->has_w = option_given(w->run->values, &o->W);
     w->has_h = option_given(w->run->values, &o->H);
     w->has_negative_scale = option_given(w->run->values, &o->negative_scale);
-    w->limit = memory_free();
     w->files = json_array();
     w->batch = mem_zero(o->batch_size, sizeof *w->batch, "a batch", err);
     if (!w->files || !w->batch)
