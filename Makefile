@@ -44,6 +44,17 @@ ifeq ($(HAVE_DNNL),yes)
 PLUGINS += $(PLUGIN_DIR)/lora-dnnl.so
 endif
 PLUGIN_DNNL_OBJ := $(patsubst %.c,$(OUT)/pic/%.o,$(sort $(wildcard offload/dnnl/*.c)))
+# The CUDA plug-in. CUDA_ARCH: compute capabilities that it has machine code for; newer GPUs use the PTX of the last one, older
+# ones cannot run it. A package wants all: make CUDA_ARCH='75 80 86 89 90'
+CUDA_ARCH ?= 80 90
+ifeq ($(HAVE_CUDA),yes)
+PLUGINS += $(PLUGIN_DIR)/lora-cuda.so
+endif
+PLUGIN_CUDA_SRC := $(filter-out offload/cuda/$(if $(filter yes,$(HAVE_CUDNN)),no_,)cudnn.c,$(sort $(wildcard offload/cuda/*.c)))
+PLUGIN_CUDA_OBJ := $(PLUGIN_CUDA_SRC:%.c=$(OUT)/pic/%.o) $(patsubst %.cu,build/cuda/%.o,$(sort $(wildcard offload/cuda/*.cu)))
+NVCC_FLAGS = -std=c++17 -O3 -I. -Xcompiler -fPIC,-fvisibility=hidden -Wno-deprecated-gpu-targets \
+  $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$a,code=sm_$a) \
+  -gencode=arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
 BENCH_BIN := $(patsubst %.c,$(OUT)/%,$(sort $(wildcard tests/bench/bench_*.c)))
 
 ## all: build/lora and liblora.a
@@ -91,6 +102,16 @@ $(OUT)/emulated/%.o: % Makefile config.mak
 $(EMULATED): $(EMULATED_OBJ) $(LIB)
 	@mkdir -p $(@D)
 	$(CXX) $(LDFLAGS_$(FLAVOUR)) -fopenmp -o $@ $^ $(DEP_LIBS)
+
+$(OUT)/pic/offload/cuda/%.o: ALL_CFLAGS += $(CUDA_CFLAGS)
+# Machine code for a GPU is the same in every flavour.
+build/cuda/%.o: %.cu Makefile config.mak
+	@mkdir -p $(@D)
+	$(CXX_CACHE) $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+
+$(PLUGIN_DIR)/lora-cuda.so: $(PLUGIN_CUDA_OBJ) $(PLUGIN_BASE)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_$(FLAVOUR)) -shared -fopenmp -o $@ $^ $(CUDA_LIBS) $(LDFLAGS)
 
 # A data file becomes a C array: portable, no linker tricks.
 $(OUT)/%.c: %.bin
@@ -196,4 +217,4 @@ clean:
 distclean: clean
 	rm -f config.mak config.log
 
--include $(LIB_OBJ:.o=.d) $(PLUGIN_DNNL_OBJ:.o=.d) $(PLUGIN_BASE:.o=.d) $(EMULATED_OBJ:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d) $(OUT)/tests/demo/demo.d $(OUT)/tests/demo/pair.d
+-include $(LIB_OBJ:.o=.d) $(PLUGIN_DNNL_OBJ:.o=.d) $(PLUGIN_CUDA_OBJ:.o=.d) $(PLUGIN_BASE:.o=.d) $(EMULATED_OBJ:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d) $(OUT)/tests/demo/demo.d $(OUT)/tests/demo/pair.d

@@ -154,6 +154,7 @@ static void test_same_bytes(void **state)
     assert_int_equal(pretend_counts.replays, 4);
     assert_int_equal(pretend_counts.params, 5);
     assert_int_equal(pretend_counts.uploads, 5);
+    assert_int_equal(pretend_counts.products, 3); /* not gamma and beta */
     assert_true(run_device_bytes(r) >= (2 * WIDTH + 4 * WIDTH * WIDTH + PARAMS * RANK * WIDTH) * sizeof(float));
     assert_null(run_data(r, b.y));
     run_free(r);

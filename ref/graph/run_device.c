@@ -38,6 +38,28 @@ static int place_params(struct run *r, struct err *err)
     return d->params ? 0 : -1;
 }
 
+/* Which weights are only those of products. A LoRA's factors, small and all that a training changes, are not among them. */
+static int type_weights(struct run *r, struct err *err)
+{
+    const struct graph *g = r->g;
+    bool *other = mem_zero(g->value_count, sizeof *other, "a graph", err);
+
+    if (!other)
+        return -1;
+    for (size_t i = 0; i < g->node_count; i++)
+        for (int j = 0; j < OP_MAX_IN; j++)
+            if (g->nodes[i].in[j] != GRAPH_NONE)
+                other[g->nodes[i].in[j]] |= j != 1 || (g->nodes[i].op != OP_linear && g->nodes[i].op != OP_conv2d);
+    for (size_t i = 0; i < g->value_count; i++) {
+        const struct graph_value *v = &g->values[i];
+
+        if (v->kind == VALUE_WEIGHT && v->source)
+            r->typed.values[i].dtype = r->device->ops->weight_type(v->source, !other[i] && !strstr(v->name, ".lora_"));
+    }
+    free(other);
+    return 0;
+}
+
 bool run_falls_back(const struct run *r, size_t node)
 {
     const struct graph_node *n = &r->g->nodes[node];
@@ -64,7 +86,7 @@ int run_device_new(struct run *r, struct err *err)
     memcpy(r->typed.values, r->g->values, values * sizeof *r->typed.values);
     for (size_t i = 0; i < r->g->node_count; i++)
         d->falls_back |= run_falls_back(r, i);
-    return run_types(&r->typed, d->ops->storage, err);
+    return run_types(&r->typed, d->ops->storage, err) < 0 ? -1 : type_weights(r, err);
 }
 
 int run_device_arena(struct run *r, struct err *err)
@@ -115,7 +137,7 @@ size_t run_device_bytes(const struct run *r)
     sum = d->param_count * sizeof(float) + d->ops->shadow_bytes(d->param_count);
     for (size_t i = 0; i < r->g->value_count; i++)
         if (r->g->values[i].kind == VALUE_WEIGHT && r->g->values[i].source)
-            sum += aligned(d->ops->weight_bytes(r->g->values[i].source));
+            sum += aligned(d->ops->weight_bytes(r->g->values[i].source, r->typed.values[i].dtype));
     return sum;
 }
 
@@ -133,7 +155,7 @@ static int refresh_weight(struct run *r, size_t value, struct err *err)
     if (d->seen[value])
         d->ops->unweight(d->weights[value].data);
     d->seen[value] = NULL;
-    if (d->ops->weight(t, &d->weights[value], err) < 0)
+    if (d->ops->weight(t, r->typed.values[value].dtype, &d->weights[value], err) < 0)
         return err_prefix(err, "'%s': ", r->g->values[value].name);
     d->seen[value] = t->data;
     return 0;

@@ -18,7 +18,7 @@
 
 /* Memory and order of work of a device. Calls come from one thread; what is asked for happens in the order of the calls, as
  * if each had waited for those before it, but only read() and sync() really wait. On a device the contract of op.h changes:
- *  - data pointers are the device's, aligned to OPS_DEVICE_ALIGN;
+ *  - data pointers are the device's, aligned to MEM_ALIGN in the arena, to OPS_DEVICE_ALIGN elsewhere;
  *  - activations and gradients have the type `storage`; but stats, lse, a loss and its gradient, gradients of params, and
  *    inputs that mse or timestep read are f32. Inputs of other types (ids) are as they are;
  *  - a weight is what weight() made of it; a param is f32 and lies in the block that params() was told of. */
@@ -29,12 +29,14 @@ struct ops_device {
     int (*write)(void *dst, const void *src, size_t bytes, struct err *err); /* to the device; src may be changed afterwards */
     int (*read)(void *dst, const void *src, size_t bytes, struct err *err);  /* from the device */
     int (*sync)(struct err *err); /* waits for everything; reports what went wrong meanwhile */
-    /* The device's copy of a frozen tensor, made by the first call for this host tensor and shared by the later ones: fills
-     * *device, in the type and layout that the slots take. unweight(device->data) as often as weight(): the last one frees it. */
-    int (*weight)(const struct tensor *host, struct tensor *device, struct err *err);
+    /* The type that the device's copy of a frozen tensor has; product: it is only read as the weight of linear and conv2d, and is
+     * no LoRA's. DT_U8 (two codes a byte) and DT_I8 are blocks with a factor each, of the same shape. */
+    enum dtype (*weight_type)(const struct tensor *host, bool product);
+    /* The copy, made by the first call for this host tensor and type and shared by the later ones: fills *device, in the layout
+     * that the slots take. unweight(device->data) as often as weight(): the last one frees it. */
+    int (*weight)(const struct tensor *host, enum dtype type, struct tensor *device, struct err *err);
     void (*unweight)(const void *data);
-    /* Bytes that weight() takes, for a forecast. */
-    size_t (*weight_bytes)(const struct tensor *host);
+    size_t (*weight_bytes)(const struct tensor *host, enum dtype type); /* what it takes, for a forecast */
     /* Says that a graph's params, in one block [count], have changed; NULL: need not be told. They lie in front of a shadow
      * of shadow_bytes(count), which the slots may fill with a form of their own. */
     int (*params)(float *data, size_t count, struct err *err);

@@ -105,9 +105,17 @@ static size_t count_of(const struct tensor *t)
     return shape_numel(&t->shape, &n) ? n : 0;
 }
 
-static size_t weight_bytes(const struct tensor *host)
+/* Weights of products are f16, to have a type that is neither ref's nor that of activations. */
+static enum dtype weight_type(const struct tensor *host, bool product)
 {
-    return count_of(host) * dtype_size(device.storage);
+    (void)host;
+    pretend_counts.products += product;
+    return device.storage != DT_F32 && product ? DT_F16 : device.storage;
+}
+
+static size_t weight_bytes(const struct tensor *host, enum dtype type)
+{
+    return count_of(host) * dtype_size(type);
 }
 
 static struct {
@@ -117,7 +125,7 @@ static struct {
     size_t users;
 } weights[BLOCKS];
 
-static int weight(const struct tensor *host, struct tensor *out, struct err *err)
+static int weight(const struct tensor *host, enum dtype type, struct tensor *out, struct err *err)
 {
     size_t i = 0;
 
@@ -126,19 +134,19 @@ static int weight(const struct tensor *host, struct tensor *out, struct err *err
     if (i == BLOCKS) {
         for (i = 0; weights[i].users;)
             i++;
-        weights[i].data = get(weight_bytes(host), "a weight", err);
+        weights[i].data = get(weight_bytes(host, type), "a weight", err);
         if (!weights[i].data)
             return -1;
         weights[i].host = host;
         weights[i].source = host->data;
         access_to(PROT_READ | PROT_WRITE);
-        dtype_convert(weights[i].data, device.storage, host->data, host->dtype, count_of(host));
+        dtype_convert(weights[i].data, type, host->data, host->dtype, count_of(host));
         access_to(PROT_NONE);
         pretend_counts.uploads++;
         pretend_counts.weights++;
     }
     weights[i].users++;
-    *out = (struct tensor){weights[i].data, device.storage, host->shape};
+    *out = (struct tensor){weights[i].data, type, host->shape};
     return 0;
 }
 
@@ -343,7 +351,7 @@ void pretend_ops(struct ops *ops, enum dtype storage, unsigned long without, siz
 {
     ops_ref(ops);
     ops->name = "pretend";
-    device = (struct ops_device){storage, get, give_back, put, fetch, nothing, weight, unweight, weight_bytes, params,
+    device = (struct ops_device){storage, get, give_back, put, fetch, nothing, weight_type, weight, unweight, weight_bytes, params,
                                  shadow_bytes, record_begin, record_end, replay, record_free};
     ops->device = &device;
     allocations = 0;

@@ -9,6 +9,7 @@ struct pretend_counts {
     size_t blocks;    /* allocated and not freed */
     size_t uploads;   /* weights copied there */
     size_t weights;   /* of them still there */
+    size_t products;  /* weights that were said to be only those of products */
     size_t calls;     /* slots that were called, replays not counted */
     size_t replays, recordings; /* recordings: alive */
     size_t params;    /* times that params() was told of a change */
