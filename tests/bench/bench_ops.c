@@ -160,7 +160,7 @@ static double peak(size_t runs)
 static void bench(const struct row *r, const struct ops *ops, size_t runs)
 {
     const struct op *op = op_table[r->op];
-    struct tensor in[4], out[OP_MAX_OUT] = {{0}}, dout = {0}, din = {0};
+    struct tensor in[4], out[OP_MAX_OUT] = {{0}}, dout = {0}, din[3] = {{0}};
     struct op_call c = {.attr = &r->attr, .arithmetic = ops->arithmetic};
     struct err err = {0};
     double best = HUGE_VAL, flops, top;
@@ -185,9 +185,11 @@ static void bench(const struct row *r, const struct ops *ops, size_t runs)
     if (r->back) {
         ops->forward[r->op](&c, &err);
         dout = make(&out[0].shape, DT_F32, 1);
-        din = make(&in[0].shape, DT_F32, 0);
         c.dout[0] = &dout;
-        c.din[0] = &din;
+        for (int i = 0; i < (r->op == OP_attention ? 3 : 1); i++) { /* weights are frozen */
+            din[i] = make(&in[i].shape, DT_F32, 0);
+            c.din[i] = &din[i];
+        }
         free(c.scratch);
         c.scratch = block(ops->scratch[r->op](&c, true, thread_count()));
     }
@@ -210,7 +212,8 @@ static void bench(const struct row *r, const struct ops *ops, size_t runs)
         free(out[i].data);
     free(c.scratch);
     free(dout.data);
-    free(din.data);
+    for (int i = 0; i < 3; i++)
+        free(din[i].data);
 }
 
 int main(int argc, char **argv)
