@@ -166,17 +166,6 @@ static inline uint16_t narrow(float x)
     return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
-/* A strip in bf16, row by row; a zero beside an odd last term. */
-SIMD_CLONES static void narrow_strip(uint16_t *restrict dst, const float *restrict s, size_t ld, size_t rows, size_t cols)
-{
-    for (size_t i = 0; i < rows; i++) {
-        for (size_t j = 0; j < cols; j++)
-            dst[i * ld + j] = narrow(s[i * ld + j]);
-        if (cols % 2)
-            dst[i * ld + cols] = 0;
-    }
-}
-
 /* A strip of scores into the running softmax. */
 SIMD_CLONES static void absorb(float *s, size_t ld, size_t rows, size_t cols, float *m, float *l, float *sum, size_t d)
 {
@@ -207,8 +196,9 @@ struct place {
 static void forward_keys(const struct attention *a, const struct place *p, size_t k0, size_t cols)
 {
     for (size_t r = 0, rows; r < p->rows; r += rows) {
-        struct kernel_call c = {.cols = a->d, .k = terms(a, cols), .x = a->bf16 ? p->s2 : p->s, .row = terms(a, a->ld), .step = 1,
-                                .packed = p->v, .y = p->sum + r * a->d, .ldy = a->d, .alpha = 1, .add = true, .bf16 = a->bf16};
+        struct kernel_call c = {.cols = a->d, .k = terms(a, cols), .x = a->bf16 ? p->s2 : p->s,
+                                .row = a->bf16 ? terms(a, cols) : a->ld, .step = 1, .packed = p->v, .y = p->sum + r * a->d,
+                                .ldy = a->d, .alpha = 1, .add = true, .bf16 = a->bf16};
 
         rows = least(KERNEL_ROWS, p->rows - r);
         if (a->causal && p->q0 + r + rows <= k0)
@@ -218,7 +208,7 @@ static void forward_keys(const struct attention *a, const struct place *p, size_
             mask(p->s, a->ld, rows, cols, p->q0 + r, k0);
         absorb(p->s, a->ld, rows, cols, p->m + r, p->l + r, p->sum + r * a->d, a->d);
         if (a->bf16)
-            narrow_strip((uint16_t *)p->s2, p->s, a->ld, rows, cols);
+            kernel_pair_rows(p->s2, p->s, a->ld, rows, cols);
         c.rows = rows;
         kernel_multiply(&c);
     }

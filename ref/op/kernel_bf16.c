@@ -7,15 +7,62 @@
 
 enum { PIECE = 128 }; /* terms converted at a time */
 
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include <immintrin.h>
+
+#define ISA __attribute__((target("arch=x86-64-v4,avx512bf16")))
+
+
+/* To bf16, nearest even; what is below the normal numbers becomes zero, as it does in the products. */
+ISA static void round_f32(uint16_t *dst, const float *src, size_t n)
+{
+    for (; n >= 16; n -= 16, src += 16, dst += 16)
+        _mm256_storeu_si256((__m256i *)dst, (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(src)));
+    if (n > 0) {
+        __mmask16 some = (__mmask16)((1u << n) - 1);
+
+        _mm256_mask_storeu_epi16(dst, some, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(some, src)));
+    }
+}
+
+ISA static void round_f16(uint16_t *dst, const uint16_t *src, size_t n)
+{
+    for (; n >= 16; n -= 16, src += 16, dst += 16)
+        _mm256_storeu_si256((__m256i *)dst,
+                            (__m256i)_mm512_cvtneps_pbh(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)src))));
+    if (n > 0) {
+        __mmask16 some = (__mmask16)((1u << n) - 1);
+
+        _mm256_mask_storeu_epi16(dst, some,
+                                 (__m256i)_mm512_cvtneps_pbh(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, src))));
+    }
+}
+#else
+static void round_f32(uint16_t *dst, const float *src, size_t n)
+{
+    dtype_convert(dst, DT_BF16, src, DT_F32, n);
+}
+
+static void round_f16(uint16_t *dst, const uint16_t *src, size_t n)
+{
+    dtype_convert(dst, DT_BF16, src, DT_F16, n);
+}
+#endif
+
 static const void *element(const void *src, enum dtype dtype, size_t i)
 {
     return (const char *)src + i * dtype_size(dtype);
 }
 
 /* n terms of one row of dst, as bf16, and a zero behind an odd last one */
-static void narrow(float *dst, const void *src, enum dtype dtype, size_t n)
+static void narrow(void *dst, const void *src, enum dtype dtype, size_t n)
 {
-    dtype_convert(dst, DT_BF16, src, dtype, n);
+    if (dtype == DT_F32)
+        round_f32(dst, src, n);
+    else if (dtype == DT_F16)
+        round_f16(dst, src, n);
+    else
+        dtype_convert(dst, DT_BF16, src, dtype, n);
     if (n % 2)
         memset((char *)dst + n * 2, 0, 2);
 }
@@ -45,11 +92,11 @@ void kernel_pack_pairs(float *dst, size_t pairs, size_t at, const void *src, enu
 
         width = kernel_set_panel(s, n - c, &cols);
         for (size_t r = 0; r < rows; r += 2) {
-            uint16_t a[KERNEL_WIDEST], b[KERNEL_WIDEST];
+            uint16_t a[KERNEL_WIDEST + 1], b[KERNEL_WIDEST + 1]; /* one more: narrow() fills up pairs */
 
-            dtype_convert(a, DT_BF16, element(src, dtype, r * ld + c), dtype, cols);
+            narrow(a, element(src, dtype, r * ld + c), dtype, cols);
             if (r + 1 < rows)
-                dtype_convert(b, DT_BF16, element(src, dtype, (r + 1) * ld + c), dtype, cols);
+                narrow(b, element(src, dtype, (r + 1) * ld + c), dtype, cols);
             interleave(dst + (at + r / 2) * width, a, r + 1 < rows ? b : NULL, cols);
         }
         kernel_set_clear(dst + at * width, kernel_pairs(rows), cols, width);
@@ -78,11 +125,7 @@ void kernel_pack_pairs_transposed(float *dst, size_t pairs, size_t at, const voi
     }
 }
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#include <immintrin.h>
-
-#define ISA __attribute__((target("arch=x86-64-v4,avx512bf16")))
-
+#ifdef ISA
 #define TILE(name, vector, pair, load, store, every, zero, dot, R, N)                                                        \
     ISA static void name(float *y, size_t ldy, const float *x, size_t row, size_t step, const float *b, size_t k,           \
                          float alpha, bool add)                                                                             \

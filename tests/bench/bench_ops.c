@@ -30,7 +30,7 @@ struct row {
                                        {{4, {n, h, h, ci}}, {4, {co, 3, 3, ci}}, {1, {co}}}, false}
 #define BACK(what, n, h, ci, co) {what, OP_conv2d, {.pad_before = 1, .pad_after = 1, .stride = 1}, \
                                   {{4, {n, h, h, ci}}, {4, {co, 3, 3, ci}}, {1, {co}}}, true}
-#define LINEAR(what, m, n, k) {what, OP_linear, {0}, {{2, {m, k}}, {2, {n, k}}, {1, {n}}}, false}
+#define LINEAR(what, m, n, k, back) {what, OP_linear, {0}, {{2, {m, k}}, {2, {n, k}}, {1, {n}}}, back}
 #define ATTENTION(what, tq, tk, c, back) \
     {what, OP_attention, {.heads = 8}, {{3, {1, tq, c}}, {3, {1, tk, c}}, {3, {1, tk, c}}}, back}
 #define NORM(what, h, c, back) {what, OP_group_norm, {.groups = 32, .eps = 1e-5f, .act = ACT_SILU}, \
@@ -59,15 +59,18 @@ static const struct row rows[] = {
     BACK("conv3x3 64x64 320-320 backward", 1, 64, 320, 320),
     BACK("conv3x3 32x32 640-640 backward", 1, 32, 640, 640),
     BACK("conv3x3 16x16 1280-1280 backward", 1, 16, 1280, 1280),
-    LINEAR("linear 4096 320-320", 4096, 320, 320),
-    LINEAR("linear 4096 320-2560", 4096, 2560, 320),
-    LINEAR("linear 4096 1280-320", 4096, 320, 1280),
-    LINEAR("linear 1024 640-640", 1024, 640, 640),
-    LINEAR("linear 1024 640-5120", 1024, 5120, 640),
-    LINEAR("linear 256 1280-1280", 256, 1280, 1280),
-    LINEAR("linear 256 1280-10240", 256, 10240, 1280),
-    LINEAR("linear 77 768-1280", 77, 1280, 768),
-    LINEAR("linear 1 1280-1280", 1, 1280, 1280),
+    LINEAR("linear 4096 320-320", 4096, 320, 320, false),
+    LINEAR("linear 4096 320-2560", 4096, 2560, 320, false),
+    LINEAR("linear 4096 1280-320", 4096, 320, 1280, false),
+    LINEAR("linear 1024 640-640", 1024, 640, 640, false),
+    LINEAR("linear 1024 640-5120", 1024, 5120, 640, false),
+    LINEAR("linear 256 1280-1280", 256, 1280, 1280, false),
+    LINEAR("linear 256 1280-10240", 256, 10240, 1280, false),
+    LINEAR("linear 77 768-1280", 77, 1280, 768, false),
+    LINEAR("linear 1 1280-1280", 1, 1280, 1280, false),
+    LINEAR("linear 4096 320-2560 backward", 4096, 2560, 320, true),
+    LINEAR("linear 1024 640-640 backward", 1024, 640, 640, true),
+    LINEAR("linear 256 1280-1280 backward", 256, 1280, 1280, true),
     ATTENTION("attention 4096x4096 heads of 40", 4096, 4096, 320, false),
     ATTENTION("attention 1024x1024 heads of 80", 1024, 1024, 640, false),
     ATTENTION("attention 256x256 heads of 160", 256, 256, 1280, false),
