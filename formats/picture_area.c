@@ -68,15 +68,23 @@ static size_t find_shares(struct share *share, size_t n, size_t m, double scale)
     return count;
 }
 
+static inline void add_shares(const uint8_t *in, size_t c, const struct share *share, size_t count, float *line)
+{
+    for (size_t i = 0; i < count; i++)
+        for (size_t k = 0; k < c; k++)
+            line[share[i].to * c + k] += (float)in[share[i].from * c + k] * share[i].weight;
+}
+
 /* row [w * c] += weight * the shrunk line. line [w * c] is scratch. */
 static void add_line(const uint8_t *in, size_t c, const struct share *share, size_t count, float *line, size_t n_line,
                      float *row, float weight)
 {
     for (size_t i = 0; i < n_line; i++)
         line[i] = 0;
-    for (size_t i = 0; i < count; i++)
-        for (size_t k = 0; k < c; k++)
-            line[share[i].to * c + k] += (float)in[share[i].from * c + k] * share[i].weight;
+    if (c == 3) /* the usual case, which the compiler then unrolls */
+        add_shares(in, 3, share, count, line);
+    else
+        add_shares(in, c, share, count, line);
     for (size_t i = 0; i < n_line; i++)
         row[i] += line[i] * weight;
 }

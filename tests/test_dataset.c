@@ -1014,6 +1014,7 @@ static void test_refusals(void **state)
          "'shufle_caption' in [[datasets]] is no key known here; did you mean 'shuffle_caption'?"},
         {"--dataset_config|DIR/place.toml", "'batch_size' in [[datasets.subsets]] belongs to [[datasets]]"},
         {"--dataset_config|DIR/type.toml", "'num_repeats' in [[datasets.subsets]] has to be a whole number"},
+        {"--dataset_config|DIR/mask.toml", "'alpha_mask' in [general] has to be false"},
         {"--dataset_config|DIR/nodir.toml", "neither 'image_dir' nor 'metadata_file'"},
         {"--dataset_config|DIR/nosets.toml", "there is no [[datasets]]"},
         {"--dataset_config|DIR/nosubsets.toml", "has no [[datasets.subsets]]"},
@@ -1033,6 +1034,7 @@ static void test_refusals(void **state)
     make_text("unknown.toml", "[[datasets]]\nshufle_caption = true\n");
     make_text("place.toml", "[[datasets]]\n[[datasets.subsets]]\nbatch_size = 2\n");
     make_text("type.toml", "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 'x'\n");
+    make_text("mask.toml", "[general]\ncache_info = true\nalpha_mask = true\n");
     make_text("nodir.toml", "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2\n");
     make_text("nosets.toml", "[general]\nnum_repeats = 2\n");
     make_text("nosubsets.toml", "[[datasets]]\nnum_repeats = 2\n");
