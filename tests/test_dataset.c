@@ -148,6 +148,33 @@ static void make_small(void)
     make_text("train/2_red cat/b.txt", "\xef\xbb\xbf  b1 , b2,b3,b4 \r\n");
 }
 
+static const char *caption(struct opened *x, size_t epoch)
+{
+    const char *text;
+
+    assert_int_equal(dataset_caption(x->d, 0, epoch, 0, &text, &x->err), 0);
+    return text;
+}
+
+static void test_plain_folder(void **state)
+{
+    struct opened x = {0};
+
+    (void)state;
+    make_small();
+    open_ok(&x, "--train_data_dir|%s|--resolution|64", in("train/2_red cat"));
+    assert_int_equal(dataset_train_samples(x.d), 6);
+    assert_string_equal(caption(&x, 0), "red cat");
+    close_data(&x);
+    make_dir("loose");
+    make_picture("loose/a.png", 64, 64, 1);
+    make_text("loose/a.txt", "words");
+    open_ok(&x, "--train_data_dir|%s/|--resolution|64|--caption_extension|.txt", in("loose"));
+    assert_int_equal(dataset_train_samples(x.d), 1);
+    assert_string_equal(caption(&x, 0), "words");
+    close_data(&x);
+}
+
 /* ---- Against the oracle */
 
 static json_t *golden(const char *part)
@@ -393,14 +420,6 @@ static void test_vanished(void **state)
 }
 
 /* ---- Captions */
-
-static const char *caption(struct opened *x, size_t epoch)
-{
-    const char *text;
-
-    assert_int_equal(dataset_caption(x->d, 0, epoch, 0, &text, &x->err), 0);
-    return text;
-}
 
 static void test_captions(void **state)
 {
@@ -1134,8 +1153,8 @@ int main(void)
         TEST(test_wildcards),     TEST(test_regularisation), TEST(test_validation),
         TEST(test_cache),         TEST(test_cache_on_disk),  TEST(test_cache_errors),
         TEST(test_metadata_file), TEST(test_crops),          TEST(test_colours),
-        TEST(test_config),        TEST(test_metadata),       TEST(test_sheet),
-        TEST(test_refusals),      TEST(test_findings),
+        TEST(test_config),        TEST(test_metadata),       TEST(test_plain_folder),
+        TEST(test_sheet),         TEST(test_refusals),       TEST(test_findings),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -37,8 +37,8 @@ static const struct {
     [FINDING_REG_UNUSED] = {"regularisation_unused",
                             "regularisation picture is not used: there are more of them than samples to learn",
                             "regularisation pictures are not used: there are more of them than samples to learn", false, false},
-    [FINDING_PLAIN_FOLDER] = {"plain_folder", "folder has its pictures directly in it: each comes once in an epoch",
-                              "folders have their pictures directly in them: each comes once in an epoch", false, false},
+    [FINDING_PLAIN_FOLDER] = {"plain_folder", "folder has its pictures directly in it",
+                              "folders have their pictures directly in them", false, false},
 };
 
 int dataset_find(struct dataset *d, enum finding_kind kind, const char *name, const char *detail, struct err *err)

@@ -213,29 +213,39 @@ int dataset_scan_subset(struct dataset *d, size_t subset, struct err *err)
 
 /* ---- The folder of folders: N_words */
 
+/* "10_sks dog": how often, and the words behind it. */
+static bool split_name(const char *name, size_t *repeats, const char **words)
+{
+    char *end;
+    unsigned long long n = name[0] >= '0' && name[0] <= '9' ? strtoull(name, &end, 10) : 0;
+
+    if (n == 0 || n > 1000000 || (*end && *end != '_'))
+        return false;
+    *repeats = (size_t)n;
+    *words = *end ? end + 1 : "";
+    return true;
+}
+
 static int add_folder(struct dataset *d, const struct subset *like, const char *dir, const char *name, bool reg, bool *added,
                       struct err *err)
 {
     struct subset s = *like;
-    char *path = arena_printf(&d->arena, err, "%s/%s", dir, name), *end;
+    char *path = arena_printf(&d->arena, err, "%s/%s", dir, name);
     struct stat st;
-    unsigned long long repeats;
 
     *added = false;
     if (!path)
         return -1;
     if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode))
         return 0;
-    repeats = name[0] >= '0' && name[0] <= '9' ? strtoull(name, &end, 10) : 0;
-    if (repeats == 0 || repeats > 1000000 || (*end && *end != '_'))
-        return dataset_find(d, FINDING_FOLDER, path, "its name does not begin with a number and '_', as in '10_name'", err);
+    if (!split_name(name, &s.repeats, &s.words))
+        return dataset_find(d, FINDING_FOLDER, path, "its name does not begin with a number above 0 and '_', as in '10_name'",
+                            err);
     s.dir = path;
     s.name = name;
-    s.words = arena_str(&d->arena, *end ? end + 1 : "", err);
-    s.repeats = (size_t)repeats;
     s.reg = reg;
     *added = true;
-    return s.words ? dataset_add_subset(d, &s, err) : -1;
+    return dataset_add_subset(d, &s, err);
 }
 
 static int add_folders(struct dataset *d, const struct subset *like, const char *dir, bool reg, size_t *added, struct err *err)
@@ -256,11 +266,12 @@ static int add_folders(struct dataset *d, const struct subset *like, const char 
     return 0;
 }
 
-/* Pictures that lie in the folder itself, with no folder inside that has a number: each comes once. */
+/* Pictures that lie in the folder itself, with no folder inside that has a number: often the folder is one of those that should
+ * be inside, and its own name counts; else each picture comes once. */
 static int add_plain(struct dataset *d, const struct subset *like, const char *dir, bool reg, struct err *err)
 {
     struct subset s = *like;
-    const char *const *name;
+    const char *const *name, *detail;
     size_t n;
 
     if (dataset_list_pictures(&d->arena, dir, &name, &n, err))
@@ -275,7 +286,11 @@ static int add_plain(struct dataset *d, const struct subset *like, const char *d
     s.reg = reg;
     s.repeats = 1;
     s.name = dataset_last_part(d, dir, err);
-    return !s.name || dataset_find(d, FINDING_PLAIN_FOLDER, dir, NULL, err) || dataset_add_subset(d, &s, err) ? -1 : 0;
+    if (!s.name)
+        return -1;
+    detail = split_name(s.name, &s.repeats, &s.words) ? "its own name says how often they come, and with which words"
+                                                      : "each of them comes once in an epoch";
+    return dataset_find(d, FINDING_PLAIN_FOLDER, dir, detail, err) || dataset_add_subset(d, &s, err) ? -1 : 0;
 }
 
 int dataset_scan_train(struct dataset *d, const struct subset *like, struct err *err)
