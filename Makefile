@@ -186,12 +186,17 @@ help:
 
 # Pages, completions and links come from the program's own tables, so a new command needs nothing here.
 TO := $(DESTDIR)$(PREFIX)
+# What 'lora verify' reads; the small model draws pictures, too.
+GOLDEN := ops.safetensors models.safetensors tokenizer.json rng.safetensors rng_cuda.safetensors schedule.safetensors \
+  samplers.safetensors samplers_v030.safetensors small_model/small.safetensors small_model/reference.safetensors
 ## install: program, man pages, completion, links of the old names, to $(DESTDIR)$(PREFIX)
 install: $(BIN)
 	install -d $(TO)/bin $(TO)/share/man/man1 $(TO)/share/bash-completion/completions $(TO)/share/zsh/site-functions \
 	  $(TO)/share/fish/vendor_completions.d $(TO)/share/doc/lora
 	install -m 755 $(BIN) $(TO)/bin/lora
 	install -m 644 README.md LICENSE $(TO)/share/doc/lora
+	install -d $(TO)/share/lora/golden/small_model
+	for f in $(GOLDEN); do install -m 644 golden/$$f $(TO)/share/lora/golden/$$f || exit 1; done
 	for p in $(PLUGINS); do install -d $(TO)/lib/lora && install -m 755 $$p $(TO)/lib/lora || exit 1; done
 	$(BIN) man > $(TO)/share/man/man1/lora.1
 	$(BIN) help --as names | while read -r name others; do \
@@ -207,7 +212,7 @@ uninstall: $(BIN)
 	  rm -f $(TO)/share/man/man1/lora-$$name.1; for other in $$others; do rm -f $(TO)/bin/$$other; done; done
 	rm -f $(TO)/bin/lora $(TO)/share/man/man1/lora.1 $(TO)/share/bash-completion/completions/lora \
 	  $(TO)/share/zsh/site-functions/_lora $(TO)/share/fish/vendor_completions.d/lora.fish
-	rm -rf $(TO)/share/doc/lora $(TO)/lib/lora
+	rm -rf $(TO)/share/doc/lora $(TO)/share/lora $(TO)/lib/lora
 
 ## clean: remove build/
 clean:

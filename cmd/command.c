@@ -6,12 +6,13 @@
 #include <string.h>
 
 #include "cmd/config.h"
+#include "cmd/model_weights.h"
 #include "cmd/progress.h"
 #include "formats/output.h"
 #include "ref/base/thread.h"
 
 /* One word a command, in the order of the overview; cmd/NAME.c defines command_NAME. */
-#define COMMAND_LIST(X) X(generate) X(extract) X(merge) X(resize) X(info) X(convert) X(prepare) X(help) X(man) X(completion) \
+#define COMMAND_LIST(X) X(generate) X(extract) X(merge) X(resize) X(info) X(convert) X(prepare) X(verify) X(help) X(man) X(completion) \
     X(merge_captions_to_metadata) X(merge_dd_tags_to_metadata) X(clean_captions_and_tags) X(prepare_buckets_latents)
 
 #define DECLARE(name) extern const struct command command_##name;
@@ -235,8 +236,10 @@ static int run_command(const struct command *c, struct option_values *tables, si
     run.compat = compat->compat == 0;
     note_ignored(&run, &tables[OF_COMMAND]);
     thread_init((int)g->threads);
-    if (c->run(&run, tables[OF_COMMAND].base, err))
+    if (c->run(&run, tables[OF_COMMAND].base, err) || model_weights_check(NULL, err)) {
+        model_weights_check(NULL, err); /* the cause of whatever else went wrong */
         return -1;
+    }
     return write_options_beside(&run, err);
 }
 

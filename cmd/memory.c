@@ -12,7 +12,7 @@ static size_t least(size_t a, size_t b)
 
 static FILE *open_under(const char *root, const char *path)
 {
-    char full[PATH_MAX];
+    char full[2 * PATH_MAX];
 
     snprintf(full, sizeof full, "%s%s", root, path);
     return fopen(full, "r");
@@ -38,7 +38,7 @@ static bool read_number(const char *root, const char *path, const char *key, uns
 static size_t left_in_group(const char *root, const char *folder, bool v2)
 {
     unsigned long long limit, used, file = 0, more = 0;
-    char path[PATH_MAX];
+    char path[PATH_MAX + 32];
 
     snprintf(path, sizeof path, "%s/%s", folder, v2 ? "memory.max" : "memory.limit_in_bytes");
     if (!read_number(root, path, "", &limit) || limit >= INT64_MAX / 2)

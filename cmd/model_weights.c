@@ -1,12 +1,17 @@
 #include "cmd/model_weights.h"
 
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 struct mapping {
     const struct tensor_file *file;
-    const char *base; /* NULL: not mapped */
+    char *base; /* NULL: not mapped */
+    volatile sig_atomic_t cut;
+    struct mapping *next; /* in the list that the signal's handler walks */
 };
 
 struct model_weights {
@@ -14,6 +19,72 @@ struct model_weights {
     struct mapping *maps; /* [model->file_count] */
     struct weight_source source;
 };
+
+/* ---- Files cut short ---- */
+
+static struct mapping *mapped; /* changed by the main thread only, while no graph runs */
+static char cut_path[256];     /* a file that was cut short and has been closed since */
+
+/* The page behind the new end of the file, and all after it, become zeros of our own, and the thread goes on. */
+static void on_lost_page(int sig, siginfo_t *info, void *context)
+{
+    uintptr_t at = (uintptr_t)info->si_addr, page = at & ~((uintptr_t)sysconf(_SC_PAGESIZE) - 1);
+
+    (void)context;
+    for (struct mapping *m = mapped; m; m = m->next) {
+        uintptr_t base = (uintptr_t)m->base, end = base + m->file->file_size;
+
+        if (at < base || at >= end)
+            continue;
+        if (mmap((void *)page, end - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+            break;
+        m->cut = 1;
+        return;
+    }
+    signal(sig, SIG_DFL); /* not ours: the access is repeated and ends the program */
+}
+
+static void guard(struct mapping *m)
+{
+    struct sigaction action = {.sa_flags = SA_SIGINFO};
+
+    action.sa_sigaction = on_lost_page;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, NULL);
+    m->next = mapped;
+    mapped = m;
+}
+
+static void unguard(struct mapping *m)
+{
+    struct mapping **at = &mapped;
+
+    while (*at && *at != m)
+        at = &(*at)->next;
+    if (*at)
+        *at = m->next;
+    if (m->cut)
+        snprintf(cut_path, sizeof cut_path, "%s", m->file->path);
+}
+
+static int report_cut(const char *path, struct err *err)
+{
+    return err_set(err, "'%s' was cut short by another program while it was in use, and results since then are worthless; restore the "
+                        "file and run again", path);
+}
+
+int model_weights_check(const struct model_weights *w, struct err *err)
+{
+    for (size_t i = 0; w && i < w->model->file_count; i++)
+        if (w->maps[i].cut)
+            return report_cut(w->maps[i].file->path, err);
+    for (const struct mapping *m = w ? NULL : mapped; m; m = m->next)
+        if (m->cut)
+            return report_cut(m->file->path, err);
+    return !w && cut_path[0] ? report_cut(cut_path, err) : 0;
+}
+
+/* ---- The source ---- */
 
 static const char *base_of(const struct model_weights *w, const struct tensor_file *f)
 {
@@ -65,7 +136,9 @@ int model_weights_open(struct model_weights **out, const struct model *m, bool m
         const struct tensor_file *f = m->file[i];
         void *p = map && f->file_size > 0 ? mmap(NULL, f->file_size, PROT_READ, MAP_SHARED, f->fd, 0) : MAP_FAILED;
 
-        w->maps[i] = (struct mapping){f, p == MAP_FAILED ? NULL : p}; /* what cannot be mapped is read */
+        w->maps[i] = (struct mapping){.file = f, .base = p == MAP_FAILED ? NULL : p}; /* what cannot be mapped is read */
+        if (w->maps[i].base)
+            guard(&w->maps[i]);
     }
     *out = w;
     return 0;
@@ -76,8 +149,10 @@ void model_weights_close(struct model_weights *w)
     if (!w)
         return;
     for (size_t i = 0; i < w->model->file_count; i++)
-        if (w->maps[i].base)
-            munmap((void *)(uintptr_t)w->maps[i].base, w->maps[i].file->file_size);
+        if (w->maps[i].base) {
+            unguard(&w->maps[i]);
+            munmap(w->maps[i].base, w->maps[i].file->file_size);
+        }
     free(w->maps);
     free(w);
 }

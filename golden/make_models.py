@@ -4,9 +4,11 @@
 Small Stable Diffusion models by diffusers and transformers in float64: the output of every layer, with a LoRA on every module
 it can reach, and the gradients of all its factors through U-Net and text encoder.
 
-Weights are not stored: both sides make them from the tensor's name and index (fill() below; tests/test_models.c), with values
-that f32, f16 and bf16 hold exactly. Metadata "models" lists each model's tensors with their shapes, and beside every stored
-tensor the error that torch itself makes in float32 against float64, from which the test's limit comes.
+Weights are not stored: both sides make them from the tensor's name and index (fill.py; cmd/verify/golden_model.c), with values that
+f32, f16 and bf16 hold exactly. Metadata "models" lists each model's tensors with their shapes; "error": for every stored tensor
+the errors that torch itself makes in float32, bfloat16 and float16 against float64, from which limits come; "slope": by part,
+the derivative of the loss along a direction in all its factors (fill() of "MODEL/direction/PART/PATH.down" and ".up"), a central
+difference in float64 that knows nothing of the gradients.
 
 Tensors: MODEL/in/NAME inputs, MODEL/out/PATH outputs of modules (channels last), MODEL/plain the result without LoRA,
 MODEL/loss, MODEL/grad/PART/PATH.{down,up} gradients (convolutions: [rank, kh, kw, in]).
@@ -16,10 +18,10 @@ import logging
 import math
 import sys
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from fill import fill
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -27,30 +29,6 @@ logging.disable(logging.WARNING)
 
 RANK, SCALE = 2, 0.5
 out, models = {}, {}
-
-
-def mix(name, n):
-    h = 0xCBF29CE484222325
-    for b in name.encode():
-        h = ((h ^ b) * 0x100000001B3) & (2**64 - 1)
-    with np.errstate(over="ignore"):
-        z = np.uint64(h) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
-def fill(name, shape):
-    """matrices: odd numbers -127 .. 127 over 128, times the power of two at or below sqrt(3 / fan in); biases: the same over
-    1024; the weights of norms: 12/16 .. 19/16"""
-    n = math.prod(shape)
-    z = mix(name, n)
-    if len(shape) == 1 and name.endswith("weight"):
-        v = 1 + ((z >> np.uint64(61)).astype(np.float64) - 4) / 16
-    else:
-        v = ((z >> np.uint64(57)).astype(np.float64) * 2 - 127) / 128
-        v *= 2.0 ** math.floor(math.log2(3 / math.prod(shape[1:])) / 2) if len(shape) > 1 else 1 / 8
-    return torch.from_numpy(v.reshape(shape))
 
 
 def last(t):
@@ -131,17 +109,23 @@ class Hooks:
         return hook
 
 
-def run(model, dtype, make, inputs):
-    """One pass with LoRA; returns everything that is stored, as {name: tensor}."""
+def prepare(model, dtype, make, inputs):
     parts, forward = make(dtype)
-    x = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    # timesteps are numbers of steps, not activations: no type may round them
+    x = {k: v.to(dtype) if v.is_floating_point() and k != "timestep" else v for k, v in inputs.items()}
     with torch.no_grad():
         plain = forward(parts, x)
     hooks = Hooks(model, dtype)
     for part, module in parts.items():
         module.requires_grad_(False)
         hooks.attach(part, module)
-    y = forward(parts, x)
+    return hooks, lambda: forward(parts, x), x, plain
+
+
+def run(model, dtype, make, inputs):
+    """One pass with LoRA; returns everything that is stored, as {name: tensor}."""
+    hooks, forward, x, plain = prepare(model, dtype, make, inputs)
+    y = forward()
     result = {"plain": last(plain)}
     result |= {f"out/{k}": v for k, v in hooks.seen.items()}
     if hooks.factors:
@@ -153,17 +137,39 @@ def run(model, dtype, make, inputs):
     return result
 
 
+def slopes(model, make, inputs, h=1e-5):
+    """Central differences: off by h^2 times a third derivative and by 2^-53 / h, both some 1e-10 here."""
+    hooks, forward, x, _ = prepare(model, torch.float64, make, inputs)
+    result = {}
+    for part in sorted({k.split("/")[0] for k in hooks.factors}):
+        along = [(f, fill(f"{model}/direction/{k}.{leaf}", f.shape)) for k, both in hooks.factors.items() if k.startswith(part + "/")
+                 for leaf, f in zip(("down", "up"), both)]
+        at = []
+        with torch.no_grad():
+            for step in (h, -2 * h, h):
+                for f, d in along:
+                    f += step * d
+                at.append(float(F.mse_loss(last(forward()), x["target"])))
+        result[part] = (at[0] - at[1]) / (2 * h)
+    return result
+
+
 def model(name, make, inputs, dtype):
     exact = run(name, torch.float64, make, inputs)
-    single = run(name, torch.float32, make, inputs)
+    error = {k: [] for k in exact}
+    for t in (torch.float32, torch.bfloat16, torch.float16):
+        for k, v in run(name, t, make, inputs).items():
+            error[k].append(float((exact[k] - v.double()).abs().max()))
+            assert math.isfinite(error[k][-1])
     parts, _ = make(torch.float64)
-    models[name] = {"dtype": dtype, "tensors": {p: weights(name, p, m) for p, m in parts.items()},
-                    "error": {k: float((exact[k] - single[k].double()).abs().max()) for k in exact}}
+    models[name] = {"dtype": dtype, "tensors": {p: weights(name, p, m) for p, m in parts.items()}, "error": error,
+                    "slope": slopes(name, make, inputs)}
     for k, v in exact.items():
         out[f"{name}/{k}"] = v.float().contiguous().clone()
     for k, v in inputs.items():
         out[f"{name}/in/{k}"] = v.clone()
-    print(name, len(exact), "tensors", sum(v.numel() for v in exact.values()) * 4, "bytes, loss", float(exact.get("loss", torch.zeros(()))))
+    print(name, len(exact), "tensors", sum(v.numel() for v in exact.values()) * 4, "bytes, loss", float(exact.get("loss", torch.zeros(()))),
+          "slopes", models[name]["slope"])
 
 
 g = torch.Generator().manual_seed(4)

@@ -4,8 +4,10 @@
 Every operation, forward and backward, by torch in float64 on inputs that are exact in the type they are stored in.
 
 Metadata "cases": a JSON list; each case has name, op, attr (fields of struct op_attr), n (length of the longest sum in the
-forward), back (length of the longest sum in the backward of each input that has one). Tensors NAME.in0 .. are the inputs,
-NAME.out0 the output, NAME.dout0 the gradient given, NAME.din0 .. the gradients asked for. Channels are last; convolution
+forward), back (length of the longest sum in the backward of each input that has one), error (for "bf16" and "f16": by how
+much out0, din0 .. change when the inputs are rounded to that type, all sums being exact), slope (for each input with a
+gradient: the derivative of sum(dout0 * out0) along fill("NAME.in0") by a central difference in float64, which knows nothing of
+the gradients). Tensors NAME.in0 .. are the inputs, NAME.out0 the output, NAME.dout0 the gradient given, NAME.din0 .. the gradients asked for. Channels are last; convolution
 weights are [out, kh, kw, in].
 """
 import json
@@ -14,6 +16,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from fill import fill
 from safetensors.torch import save_file
 
 g = torch.Generator().manual_seed(4)
@@ -28,21 +31,48 @@ def randn(*shape, dtype=F32, size=1.0, offset=0.0):
 def case(name, op, inputs, fn, n, back=None, attr=None, dtypes=None):
     """inputs: tensors or None; fn of the inputs in float64; back: {input: longest sum}"""
     back = back or {}
-    wide = [None if t is None else t.double() if t.is_floating_point() else t for t in inputs]
-    for i in back:
-        wide[i].requires_grad_()
-    y = fn(*wide)
+    y, wide = evaluate(inputs, fn, back)
     dy = randn(*y.shape) if y.ndim else torch.tensor(1.5)
+    results = collect(y, wide, dy, back)
     if back:
-        grads = torch.autograd.grad(y, [wide[i] for i in back], dy.double())
-        for i, d in zip(back, grads):
-            out[f"{name}.din{i}"] = d.float().contiguous()
         out[f"{name}.dout0"] = dy.clone()
+    for k, v in results.items():
+        out[f"{name}.{k}"] = v.float().contiguous()
     for i, t in enumerate(inputs):
         if t is not None:
             out[f"{name}.in{i}"] = t.detach().clone().contiguous()
-    out[f"{name}.out0"] = y.detach().float().contiguous()
-    cases.append({"name": name, "op": op, "attr": attr or {}, "n": n, "back": {str(k): v for k, v in back.items()}})
+    cases.append({"name": name, "op": op, "attr": attr or {}, "n": n, "back": {str(k): v for k, v in back.items()},
+                  "error": {str(t)[6:].replace("bfloat", "bf").replace("float", "f"): perturbed(op, inputs, fn, dy, back, results, t)
+                            for t in (BF16, F16)},
+                  "slope": {str(i): slope(name, i, wide, fn, dy) for i in back}})
+
+
+def evaluate(inputs, fn, back):
+    wide = [None if t is None else t.double() if t.is_floating_point() else t for t in inputs]
+    for i in back:
+        wide[i].requires_grad_()
+    return fn(*wide), wide
+
+
+def collect(y, wide, dy, back):
+    grads = torch.autograd.grad(y, [wide[i] for i in back], dy.double()) if back else ()
+    return {"out0": y.detach()} | {f"din{i}": d for i, d in zip(back, grads)}
+
+
+def perturbed(op, inputs, fn, dy, back, exact, t):
+    """What rounding to type t does; numbers of steps and weights of samples are no activations: no backend rounds them."""
+    kept = {"timestep": (0,), "mse": (2,)}.get(op, ())
+    inputs = [x.to(t).to(x.dtype) if x is not None and x.is_floating_point() and i not in kept else x for i, x in enumerate(inputs)]
+    y, wide = evaluate(inputs, fn, back)
+    return {k: float((v - exact[k]).abs().max()) for k, v in collect(y, wide, dy.to(t) if dy.ndim else dy, back).items()}
+
+
+def slope(name, i, wide, fn, dy, h=1e-5):
+    """Off by h^2 times a third derivative and by 2^-53 / h times the sum: some 1e-9 of it."""
+    d, x = fill(f"{name}.in{i}", wide[i].shape), [None if t is None else t.detach() for t in wide]
+    with torch.no_grad():
+        at = [float((fn(*x[:i], x[i] + s * d, *x[i + 1:]) * dy.double()).sum()) for s in (h, -h)]
+    return (at[0] - at[1]) / (2 * h)
 
 
 def nchw(t):

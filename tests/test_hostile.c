@@ -8,10 +8,10 @@
 #include <jansson.h>
 #include <string.h>
 
+#include "cmd/verify/golden_model.h"
 #include "ref/model/clip.h"
 #include "ref/model/unet.h"
 #include "tests/lib/golden.h"
-#include "tests/lib/model_source.h"
 
 static json_t *models;
 
@@ -22,7 +22,7 @@ static enum model_part hostile_part;
 
 static int hostile_find(void *ctx, enum model_part part, const char *name, struct weight_info *out, struct err *err)
 {
-    int found = model_source_find(ctx, part, name, out, err);
+    int found = golden_model_find(ctx, part, name, out, err);
     size_t i;
     json_t *d;
 
@@ -39,8 +39,8 @@ static int hostile_find(void *ctx, enum model_part part, const char *name, struc
 /* Text encoder and U-Net in one graph, nothing read. */
 static bool hostile_build(json_t *tensors)
 {
-    struct model_source source = {"sd1", tensors, DT_F16};
-    struct weight_source door = {"hostile model", &source, hostile_find, model_source_read};
+    struct golden_model source = {"sd1", tensors, DT_F16};
+    struct weight_source door = {"hostile model", &source, hostile_find, golden_model_read};
     struct err err = {0};
     struct layers l = {.part = MODEL_TEXT_ENCODER};
     struct clip clip;
@@ -69,7 +69,7 @@ static void test_hostile(void **state)
 
     (void)state;
     for (int part = MODEL_UNET; part <= MODEL_TEXT_ENCODER; part++) {
-        json_t *names = json_object_get(tensors, model_source_part(part)), *dims;
+        json_t *names = json_object_get(tensors, golden_model_part(part)), *dims;
         const char *name;
         size_t turn = 0;
 

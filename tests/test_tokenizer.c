@@ -1,4 +1,4 @@
-/* Token ids against transformers' CLIPTokenizer (golden/make_tokenizer.py cases). */
+/* Token ids against transformers' CLIPTokenizer (the group "tokenizer" of lora verify), malformed text, the files it writes. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -13,6 +13,7 @@
 
 #include "formats/tokenizer.h"
 #include "tests/lib/scratch.h"
+#include "tests/lib/verify_group.h"
 
 static struct tokenizer *tok;
 
@@ -27,27 +28,8 @@ static void encode(const char *text, size_t n, struct token_list *ids)
 
 static void test_cases(void **state)
 {
-    json_error_t error;
-    json_t *cases = json_load_file("golden/tokenizer.json", JSON_ALLOW_NUL, &error), *one;
-    size_t i;
-
     (void)state;
-    assert_non_null(cases);
-    assert_true(json_array_size(cases) > 50);
-    json_array_foreach(cases, i, one) {
-        json_t *text = json_object_get(one, "text"), *want = json_object_get(one, "ids");
-        struct token_list ids;
-
-        encode(json_string_value(text), json_string_length(text), &ids);
-        if (ids.count != json_array_size(want))
-            fail_msg("case %zu '%s': %zu ids, the oracle has %zu", i, json_string_value(text), ids.count, json_array_size(want));
-        for (size_t k = 0; k < ids.count; k++)
-            if (ids.id[k] != json_integer_value(json_array_get(want, k)))
-                fail_msg("case %zu '%s': id %zu is %d, the oracle has %lld", i, json_string_value(text), k, ids.id[k],
-                         (long long)json_integer_value(json_array_get(want, k)));
-        free(ids.id);
-    }
-    json_decref(cases);
+    verify_group(verify_tokenizer, 50);
 }
 
 /* Each malformed sequence equals the same text with U+FFFD written out where Python's decoder puts it. */

@@ -5,12 +5,15 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cmd/model_weights.h"
 #include "ref/model/clip.h"
 #include "tests/lib/golden.h"
+#include "tests/lib/scratch.h"
 
 /* A source of a few tensors in memory. */
 struct item {
@@ -209,9 +212,54 @@ static void test_clip_skip(void **state)
     model_close(m);
 }
 
+/* Somebody cuts the file while it is mapped: no signal ends the program, what is lost reads as zeros, and the check tells, also
+ * after the file was closed. */
+static void test_cut_short(void **state)
+{
+    const char *folder = scratch_new();
+    char path[300];
+    struct err err = {0};
+    struct model *m;
+    struct model_weights *source, *other;
+    const struct weight_source *door;
+    unsigned char *bytes;
+    size_t n, sum = 0;
+
+    (void)state;
+    snprintf(path, sizeof path, "%s", scratch_path(folder, "model.safetensors"));
+    bytes = scratch_read("golden/convert/ldm.safetensors", &n);
+    scratch_write(path, bytes, n);
+    free(bytes);
+    assert_int_equal(model_open(&m, path, &err), 0);
+    assert_int_equal(model_weights_open(&source, m, true, &err), 0);
+    assert_int_equal(model_weights_open(&other, m, true, &err), 0);
+    assert_int_equal(model_weights_check(source, &err), 0);
+    assert_int_equal(model_weights_check(NULL, &err), 0);
+    assert_int_equal(truncate(path, (off_t)(n / 2)), 0);
+    door = model_weights_source(source);
+    for (int part = MODEL_UNET; part <= MODEL_VAE; part++)
+        for (size_t i = m->part_first[part]; i < m->part_first[part + 1]; i++) {
+            struct weight_info info;
+
+            assert_int_equal(door->find(door->ctx, m->tensor[i].part, m->tensor[i].name, &info, &err), 1);
+            for (size_t k = 0; info.data && k < m->tensor[i].nbytes; k++)
+                sum += ((const unsigned char *)info.data)[k];
+        }
+    assert_true(sum > 0);
+    assert_int_equal(model_weights_check(other, &err), 0);
+    assert_int_equal(model_weights_check(source, &err), -1);
+    assert_non_null(strstr(err.msg, "model.safetensors' was cut short by another program while it was in use"));
+    model_weights_close(source);
+    model_weights_close(other);
+    assert_int_equal(model_weights_check(NULL, &err), -1);
+    model_close(m);
+    scratch_remove(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cut_short),
         cmocka_unit_test(test_forms),
         cmocka_unit_test(test_errors),
         cmocka_unit_test(test_model),

@@ -19,6 +19,8 @@ done
 for f in bash-completion/completions/lora zsh/site-functions/_lora fish/vendor_completions.d/lora.fish man/man1/lora.1; do
     [ -s "$p/share/$f" ] || { echo "no $f"; exit 1; }
 done
+# The installed program finds the golden files that were installed with it.
+(cd / && "$p/bin/lora" verify rng tokenizer schedule | tail -n 1 | grep -q 'all within their limits') || { echo "verify fails"; exit 1; }
 make -s FLAVOUR="$flavour" DESTDIR="$to" PREFIX=/opt/x uninstall > "$to/log"
 left=$(find "$p" ! -type d)
 [ -z "$left" ] || { echo "left behind: $left"; exit 1; }

@@ -1,4 +1,4 @@
-#include "tests/lib/model_source.h"
+#include "cmd/verify/golden_model.h"
 
 #include <math.h>
 #include <stdint.h>
@@ -26,7 +26,7 @@ static uint64_t mix(uint64_t h, size_t i)
     return z ^ (z >> 31);
 }
 
-void model_source_fill(float *dst, const char *name, const struct shape *s, size_t n)
+void golden_model_fill(float *dst, const char *name, const struct shape *s, size_t n)
 {
     bool norm = s->ndim == 1 && strcmp(name + strlen(name) - 6, "weight") == 0;
     double fan = 1, size = 1.0 / 8;
@@ -43,17 +43,17 @@ void model_source_fill(float *dst, const char *name, const struct shape *s, size
     }
 }
 
-const char *model_source_part(enum model_part part)
+const char *golden_model_part(enum model_part part)
 {
     static const char *const keys[MODEL_PARTS] = {"unet", "te", "vae", "other"};
 
     return keys[part];
 }
 
-int model_source_find(void *ctx, enum model_part part, const char *name, struct weight_info *out, struct err *err)
+int golden_model_find(void *ctx, enum model_part part, const char *name, struct weight_info *out, struct err *err)
 {
-    const struct model_source *s = ctx;
-    json_t *parts = json_object_get(s->tensors, model_source_part(part)), *dims = json_object_get(parts, name), *d;
+    const struct golden_model *s = ctx;
+    json_t *parts = json_object_get(s->tensors, golden_model_part(part)), *dims = json_object_get(parts, name), *d;
     size_t i;
 
     (void)err;
@@ -68,9 +68,9 @@ int model_source_find(void *ctx, enum model_part part, const char *name, struct 
     return 1;
 }
 
-int model_source_read(void *ctx, const struct weight_info *w, void *dst, struct err *err)
+int golden_model_read(void *ctx, const struct weight_info *w, void *dst, struct err *err)
 {
-    const struct model_source *s = ctx;
+    const struct golden_model *s = ctx;
     const char *part = NULL;
     json_t *names;
     char key[300];
@@ -82,10 +82,10 @@ int model_source_read(void *ctx, const struct weight_info *w, void *dst, struct 
             break;
     snprintf(key, sizeof key, "%s/%s/%s", s->model, part, (const char *)w->handle);
     shape_numel(&w->shape, &n);
-    values = mem_new(n * sizeof *values, "a test", err);
+    values = mem_new(n * sizeof *values, "a golden model", err);
     if (!values)
         return -1;
-    model_source_fill(values, key, &w->shape, n);
+    golden_model_fill(values, key, &w->shape, n);
     dtype_convert(dst, w->dtype, values, DT_F32, n);
     free(values);
     return 0;
