@@ -9,7 +9,7 @@
 
 #include "cmd/command.h"
 #include "cmd/verify/record.h"
-#include "cmd/verify/report.h"
+#include "cmd/verify/verdict.h"
 #include "offload/offload.h"
 
 struct verify_options {
@@ -114,20 +114,20 @@ static int check_groups(const struct verify_options *o, struct err *err)
     return 0;
 }
 
-static int run_groups(struct verify *v, const struct verify_options *o, struct report *r, bool device, struct err *err)
+static int run_groups(struct verify *v, const struct verify_options *o, struct verdict *r, bool device, struct err *err)
 {
     for (const struct verify_group *g = verify_groups; g->name; g++) {
         if (g->device != device || !wanted(o, g))
             continue;
         if (g->run(v, err))
             return -1;
-        report_flush(r);
+        verdict_flush(r);
     }
     return 0;
 }
 
 /* --record or --against: the person's own model instead of golden files. */
-static int run_record(const struct command_run *run, struct verify *v, const struct verify_options *o, struct report *r, struct err *err)
+static int run_record(const struct command_run *run, struct verify *v, const struct verify_options *o, struct verdict *r, struct err *err)
 {
     struct record_options options = {.ckpt = o->ckpt, .prompt = o->prompt, .width = o->W, .height = o->H, .timestep = o->timestep,
                                      .seed = (uint64_t)o->seed};
@@ -137,7 +137,7 @@ static int run_record(const struct command_run *run, struct verify *v, const str
     if (o->against) {
         if (record_compare(run, v, &options, o->against, err))
             return -1;
-        report_flush(r);
+        verdict_flush(r);
         return 0;
     }
     if (record_write(run, v, &options, o->record, err))
@@ -148,7 +148,7 @@ static int run_record(const struct command_run *run, struct verify *v, const str
     return 0;
 }
 
-static int run_device(const struct command_run *run, struct verify *v, const struct verify_options *o, struct report *r, struct err *err)
+static int run_device(const struct command_run *run, struct verify *v, const struct verify_options *o, struct verdict *r, struct err *err)
 {
     char text[240];
     struct offload device;
@@ -159,7 +159,7 @@ static int run_device(const struct command_run *run, struct verify *v, const str
     v->ops = &device.ops;
     v->arithmetic = o->arithmetic >= 0 ? &verify_arithmetics[o->arithmetic] : verify_arithmetic_of(device.info.arithmetic);
     snprintf(text, sizeof text, "%s: %s; limits for %s", o->device, device.info.text, v->arithmetic->name);
-    report_device(r, text);
+    verdict_device(r, text);
     rc = o->record || o->against ? run_record(run, v, o, r, err) : run_groups(v, o, r, true, err);
     offload_close(&device);
     v->ops = NULL;
@@ -172,10 +172,10 @@ static void print_list(void)
         printf("%-10s %s%s\n", g->name, g->summary, g->device ? "" : " (the same on every device)");
 }
 
-static int finish(const struct command_run *run, const struct verify *v, struct report *r, struct err *err)
+static int finish(const struct command_run *run, const struct verify *v, struct verdict *r, struct err *err)
 {
     if (run->json) {
-        json_t *rows = report_json(r);
+        json_t *rows = verdict_json(r);
 
         if (command_print_json(rows ? json_pack("{s:I, s:I, s:o}", "checks", (json_int_t)v->rows, "failed", (json_int_t)v->failed,
                                                 "rows", rows)
@@ -194,25 +194,25 @@ static int run(const struct command_run *run, void *options, struct err *err)
 {
     const struct verify_options *o = options;
     char golden[PATH_MAX + 64];
-    struct report *r = NULL;
-    struct verify v = {.golden = golden, .report = report_row, .arithmetic = verify_arithmetics};
+    struct verdict *r = NULL;
+    struct verify v = {.golden = golden, .report = verdict_row, .arithmetic = verify_arithmetics};
     int rc;
 
     if (o->list) {
         print_list();
         return 0;
     }
-    if (check_groups(o, err) || (!o->record && !o->against && find_golden(o->golden, golden, err)) || report_new(&r, o->all, run->json, err))
+    if (check_groups(o, err) || (!o->record && !o->against && find_golden(o->golden, golden, err)) || verdict_new(&r, o->all, run->json, err))
         return -1;
     v.ctx = r;
     rc = run_device(run, &v, o, r, err);
     if (rc == 0 && !o->record && !o->against) {
-        report_device(r, "the same on every device");
+        verdict_device(r, "the same on every device");
         rc = run_groups(&v, o, r, false, err);
     }
     if (rc == 0 && !o->record)
         rc = finish(run, &v, r, err);
-    report_free(r);
+    verdict_free(r);
     return rc;
 }
 

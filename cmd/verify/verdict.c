@@ -1,4 +1,4 @@
-#include "cmd/verify/report.h"
+#include "cmd/verify/verdict.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@ struct line {
     size_t count, failed;
 };
 
-struct report {
+struct verdict {
     bool all, silent, head;
     char device[200];
     struct line *line; /* of the group that is running, in the order in which kinds appeared */
@@ -22,9 +22,9 @@ struct report {
     bool lost; /* a row, for want of memory */
 };
 
-int report_new(struct report **out, bool all, bool silent, struct err *err)
+int verdict_new(struct verdict **out, bool all, bool silent, struct err *err)
 {
-    struct report *r = mem_zero(1, sizeof *r, "a report", err);
+    struct verdict *r = mem_zero(1, sizeof *r, "the verdicts", err);
 
     if (!r)
         return -1;
@@ -35,7 +35,7 @@ int report_new(struct report **out, bool all, bool silent, struct err *err)
     return 0;
 }
 
-void report_free(struct report *r)
+void verdict_free(struct verdict *r)
 {
     if (!r)
         return;
@@ -44,7 +44,7 @@ void report_free(struct report *r)
     free(r);
 }
 
-void report_device(struct report *r, const char *device)
+void verdict_device(struct verdict *r, const char *device)
 {
     snprintf(r->device, sizeof r->device, "%s", device);
     r->head = false;
@@ -56,7 +56,7 @@ static double share_of(const struct verify_row *row)
     return row->worst == 0 ? 0 : row->limit > 0 ? row->worst / row->limit : INFINITY;
 }
 
-static void print_head(struct report *r)
+static void print_head(struct verdict *r)
 {
     if (r->head)
         return;
@@ -75,7 +75,7 @@ static const char *print_share(char buf[24], double share)
     return buf;
 }
 
-static void print_line(struct report *r, const struct line *l)
+static void print_line(struct verdict *r, const struct line *l)
 {
     enum { WIDTH = 42 };
     char share[24], name[WIDTH + 1];
@@ -106,7 +106,7 @@ static void describe(struct line *l, const struct verify_row *row, bool ok)
 }
 
 /* Adds the row to the line of its kind. */
-static void put_together(struct report *r, const struct line *row)
+static void put_together(struct verdict *r, const struct line *row)
 {
     struct err err = {0};
     struct line *l = NULL;
@@ -115,7 +115,7 @@ static void put_together(struct report *r, const struct line *row)
         if (strcmp(r->line[i].what, row->what) == 0 && strcmp(r->line[i].group, row->group) == 0)
             l = &r->line[i];
     if (!l) {
-        if (mem_grow(&r->line, &r->cap, r->count, sizeof *r->line, "a report", &err)) {
+        if (mem_grow(&r->line, &r->cap, r->count, sizeof *r->line, "the verdicts", &err)) {
             r->lost = true;
             return;
         }
@@ -135,7 +135,7 @@ static void put_together(struct report *r, const struct line *row)
     l->failed += row->failed;
 }
 
-static void remember(struct report *r, const struct line *l, const struct verify_row *row, bool ok)
+static void remember(struct verdict *r, const struct line *l, const struct verify_row *row, bool ok)
 {
     /* JSON has no infinity: null says that the value was not finite */
     json_t *j = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:o, s:f, s:b}", "device", r->device, "group", l->group, "what", l->what,
@@ -146,9 +146,9 @@ static void remember(struct report *r, const struct line *l, const struct verify
         r->lost = true;
 }
 
-void report_row(void *ctx, const struct verify_row *row, bool ok)
+void verdict_row(void *ctx, const struct verify_row *row, bool ok)
 {
-    struct report *r = ctx;
+    struct verdict *r = ctx;
     struct line l;
 
     describe(&l, row, ok);
@@ -162,7 +162,7 @@ void report_row(void *ctx, const struct verify_row *row, bool ok)
         put_together(r, &l);
 }
 
-void report_flush(struct report *r)
+void verdict_flush(struct verdict *r)
 {
     for (size_t i = 0; i < r->count; i++)
         print_line(r, &r->line[i]);
@@ -170,7 +170,7 @@ void report_flush(struct report *r)
     fflush(stdout);
 }
 
-json_t *report_json(struct report *r)
+json_t *verdict_json(struct verdict *r)
 {
     return r->lost ? NULL : json_incref(r->rows);
 }
