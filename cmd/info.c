@@ -247,6 +247,7 @@ static int add_hashes(json_t *o, const struct info_subject *s, bool all, struct 
     struct hash_job job = {.file = s->files[0]};
     bool safetensors = strcmp(s->files[0]->format->name, "safetensors") == 0;
     const char *said = tensor_file_metadata(s->files[0], "sshs_model_hash");
+    const char *said_legacy = tensor_file_metadata(s->files[0], "sshs_legacy_hash");
     char legacy[HASH_LEGACY_TEXT];
     json_t *h;
 
@@ -255,6 +256,16 @@ static int add_hashes(json_t *o, const struct info_subject *s, bool all, struct 
     if (hash_legacy(s->path, legacy, err) || (all && thread_for(safetensors ? 2 : 1, hash_piece, &job, err)))
         return -1;
     h = json_pack("{s:s}", "legacy", legacy);
+    if (said_legacy) {
+        int known = hash_legacy_lora(s->files[0], legacy, err);
+
+        if (known < 0) {
+            json_decref(h);
+            return -1;
+        }
+        if (known)
+            set(h, "sshs_legacy_hash_checked", json_boolean(strcmp(said_legacy, legacy) == 0));
+    }
     if (all)
         set(h, "sha256", json_string(job.whole));
     if (all && safetensors) {

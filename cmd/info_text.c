@@ -166,6 +166,10 @@ static void print_hashes(const json_t *info, FILE *out)
 
     row(out, "hashes", "%s (legacy%s)", text(h, "legacy"),
         number(info, "bytes") <= 1 << 20 ? "; of nothing, the file is under 1 MiB" : "");
+    if (json_object_get(h, "sshs_legacy_hash_checked"))
+        row(out, "", json_is_true(json_object_get(h, "sshs_legacy_hash_checked"))
+                         ? "sshs_legacy_hash in the metadata fits"
+                         : "sshs_legacy_hash in the metadata does not fit: ss_* metadata or tensors were changed after it was made");
     if (json_object_get(h, "sha256"))
         row(out, "", "%s (SHA-256)", text(h, "sha256"));
     if (json_object_get(h, "sshs_model_hash"))

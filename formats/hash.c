@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "formats/tensor_writer.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
@@ -209,6 +211,58 @@ int hash_legacy(const char *path, char out[HASH_LEGACY_TEXT], struct err *err)
     memcpy(out, text, HASH_LEGACY_TEXT - 1);
     out[HASH_LEGACY_TEXT - 1] = 0;
     return 0;
+}
+
+/* Where the data of f would begin with ss_* metadata alone: laid out (not written) by the format itself. 0: see hash.h. */
+static int header_of_ss(const struct tensor_file *f, uint64_t *header, struct err *err)
+{
+    struct tensor_writer w = {.path = f->path, .format = &format_safetensors, .n = f->count};
+    struct metadata_item *ss = mem_zero(f->metadata_count + 1, sizeof *ss, "metadata", err);
+    int rc = -1;
+
+    w.slot = mem_zero(f->count, sizeof *w.slot, "a list of tensors", err);
+    w.order = mem_zero(f->count, sizeof *w.order, "a list of tensors", err);
+    if (!ss || !w.slot || !w.order)
+        goto out;
+    for (size_t i = 0; i < f->count; i++) {
+        w.slot[i] = (struct tensor_slot){.spec = {f->entries[i].name, f->entries[i].dtype, f->entries[i].shape},
+                                         .nbytes = f->entries[i].nbytes};
+        w.order[i] = i;
+    }
+    for (size_t i = 0; i < f->metadata_count; i++) /* sorted already */
+        if (strncmp(f->metadata[i].key, "ss_", 3) == 0)
+            ss[w.n_metadata++] = f->metadata[i];
+    w.metadata = ss;
+    if (format_safetensors.writer->layout(&w, err) != 0)
+        goto out;
+    rc = f->count > 0 && w.n_metadata > 0;
+    for (size_t k = 0; k < f->count; k++)
+        rc = rc && w.order[k] == k;
+    *header = f->count ? w.slot[w.order[0]].offset : 0;
+    rc = rc && *header <= LEGACY_AT;
+out:
+    if (format_safetensors.writer->close && w.impl)
+        format_safetensors.writer->close(&w);
+    arena_free(&w.arena);
+    free(ss);
+    free(w.slot);
+    free(w.order);
+    return rc;
+}
+
+int hash_legacy_lora(const struct tensor_file *f, char out[HASH_LEGACY_TEXT], struct err *err)
+{
+    char text[SHA256_TEXT];
+    uint64_t header;
+    int rc = f->format == &format_safetensors ? header_of_ss(f, &header, err) : 0;
+
+    if (rc != 1)
+        return rc;
+    if (hash_range(f->fd, f->path, LEGACY_AT - header + f->entries[0].offset, LEGACY_BYTES, text, err) != 0)
+        return -1;
+    memcpy(out, text, HASH_LEGACY_TEXT - 1);
+    out[HASH_LEGACY_TEXT - 1] = 0;
+    return 1;
 }
 
 int hash_behind_header(const struct tensor_file *f, char out[SHA256_TEXT], struct err *err)

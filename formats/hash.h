@@ -36,6 +36,11 @@ extern bool sha256_plain;
 int hash_file(const char *path, char out[SHA256_TEXT], struct err *err);
 int hash_legacy(const char *path, char out[HASH_LEGACY_TEXT], struct err *err);
 
+/* sshs_legacy_hash of an open LoRA file: the legacy hash of the file as it would be with its ss_* metadata alone, which is when
+ * sd-scripts computes it. 1 when out is filled; 0 when that cannot be told: no safetensors file, no ss_* metadata, tensors in
+ * another order than the reference library writes, or a header longer than 1 MiB. -1: it cannot be read. */
+int hash_legacy_lora(const struct tensor_file *f, char out[HASH_LEGACY_TEXT], struct err *err);
+
 /* sshs_model_hash of an open safetensors file; -1 for other formats, which have no such hash. */
 int hash_behind_header(const struct tensor_file *f, char out[SHA256_TEXT], struct err *err);
 

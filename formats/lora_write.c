@@ -4,9 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "formats/hash.h"
 #include "formats/lora_inside.h"
+#include "formats/output_folder.h"
 #include "formats/tensor_writer.h"
 
 enum { PIECE = 1 << 15, LEGACY_AT = 0x100000, LEGACY_BYTES = 0x10000 };
@@ -368,8 +370,8 @@ static int write_adapter(const char *folder, const struct lora_out *const *m, si
     return rc;
 }
 
-static int write_peft(const char *path, const struct lora_out *const *m, size_t n, const struct lora_write_options *o,
-                      struct lora_write_report *report, struct err *err)
+static int write_adapters(const char *path, const struct lora_out *const *m, size_t n, const struct lora_write_options *o,
+                          struct lora_write_report *report, struct err *err)
 {
     struct arena arena = {NULL, 0};
     size_t unet = 0;
@@ -387,6 +389,20 @@ static int write_peft(const char *path, const struct lora_out *const *m, size_t 
     }
     arena_free(&arena);
     return rc;
+}
+
+static int write_peft(const char *path, const struct lora_out *const *m, size_t n, const struct lora_write_options *o,
+                      struct lora_write_report *report, struct err *err)
+{
+    struct output_folder folder;
+    struct stat st;
+
+    if (stat(path, &st) == 0 && !S_ISDIR(st.st_mode))
+        return err_set(err, "cannot write '%s': it is a file, and PEFT adapters are folders; give another name", path);
+    if (output_folder_open(&folder, path, err) != 0)
+        return -1;
+    return write_adapters(folder.temp, m, n, o, report, err) != 0 ? output_folder_fail(&folder, err)
+                                                                  : output_folder_commit(&folder, err);
 }
 
 /* ---- All ---- */

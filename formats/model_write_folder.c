@@ -3,10 +3,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "formats/diffusers.h"
 #include "formats/model_write_inside.h"
+#include "formats/output_folder.h"
 #include "formats/tokenizer.h"
 
 static const struct {
@@ -158,12 +160,10 @@ static int write_scheduler(struct model_job *j, const char *path, struct err *er
     return write_json(j, diffusers_scheduler(j->m->arch, p), folder, "scheduler_config.json", err);
 }
 
-int model_write_folder(struct model_job *j, const char *path, struct err *err)
+static int write_all(struct model_job *j, const char *path, struct err *err)
 {
     const struct model *m = j->m;
 
-    if (access(path, F_OK) == 0 && m->folder && output_same_file(path, m->path))
-        return err_usage(err, "cannot write '%s': it is the folder that is read; give another one", path);
     for (size_t i = 0; i < m->part_first[MODEL_OTHER]; i++)
         j->total += m->tensor[i].nbytes;
     for (size_t k = 0; k < sizeof parts / sizeof parts[0]; k++)
@@ -172,5 +172,19 @@ int model_write_folder(struct model_job *j, const char *path, struct err *err)
     j->report->left_out = m->count - m->part_first[MODEL_OTHER];
     if (copy_tokenizer(j, path, err) != 0 || write_scheduler(j, path, err) != 0)
         return -1;
-    return write_json(j, diffusers_index(m, j->report->tokenizer), path, "model_index.json", err); /* last: now it is whole */
+    return write_json(j, diffusers_index(m, j->report->tokenizer), path, "model_index.json", err);
+}
+
+int model_write_folder(struct model_job *j, const char *path, struct err *err)
+{
+    struct output_folder folder;
+    struct stat st;
+
+    if (access(path, F_OK) == 0 && j->m->folder && output_same_file(path, j->m->path))
+        return err_usage(err, "cannot write '%s': it is the folder that is read; give another one", path);
+    if (stat(path, &st) == 0 && !S_ISDIR(st.st_mode))
+        return err_set(err, "cannot write '%s': it is a file, and diffusers models are folders; give another name", path);
+    if (output_folder_open(&folder, path, err) != 0)
+        return -1;
+    return write_all(j, folder.temp, err) != 0 ? output_folder_fail(&folder, err) : output_folder_commit(&folder, err);
 }

@@ -9,11 +9,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "formats/output_stale.h"
 #include "ref/base/mem.h"
 
 struct output_sys output_sys = {
@@ -257,6 +259,7 @@ static int create_temp(struct output *o, mode_t mode, struct err *err)
         o->fd = open(t->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, mode ? 0600 : 0666);
         if (o->fd >= 0) {
             atomic_store(&t->state, TEMP_LIVE);
+            (void)flock(o->fd, LOCK_EX | LOCK_NB); /* says that the writer lives: see output_stale.h */
             if (mode)
                 (void)!fchmod(o->fd, mode); /* some file systems have no modes; never wider than the old file's */
             return 0;
@@ -297,7 +300,12 @@ int output_open(struct output **out, const char *path, struct err *err)
         return -1;
     o->fd = -1;
     o->shown = mem_str(path, err);
-    if (!o->shown || resolve(o, err) != 0 || create_temp(o, mode, err) != 0) {
+    if (!o->shown || resolve(o, err) != 0) {
+        discard(o);
+        return -1;
+    }
+    output_stale_remove(o->folder, strrchr(o->path, '/') + 1);
+    if (create_temp(o, mode, err) != 0) {
         discard(o);
         return -1;
     }

@@ -2,7 +2,8 @@
  *
  * The bytes go to PATH.tmp.PID beside the target; output_commit() forces them to the disk and renames them over PATH, so
  * that PATH is at all times either the whole old file or the whole new one, whatever happens: an error, a signal, SIGKILL,
- * a full disk, a power cut. Output may therefore equal input. The life of an output:
+ * a full disk, a power cut. Output may therefore equal input. What SIGKILL or a power cut left of PATH.tmp.PID, the next
+ * output_open() of the same PATH removes (output_stale.h). The life of an output:
  *
  *     output_open -> [output_reserve] -> output_write_at / output_copy_at, any order, any thread -> output_commit
  *                                                                                             or -> output_abort

@@ -271,7 +271,7 @@ static void test_hashes(void **state)
     struct lora_write_report report;
     struct err err = {0};
     struct tensor_file *f;
-    char path[256], hash[SHA256_TEXT];
+    char path[256], hash[SHA256_TEXT], legacy[HASH_LEGACY_TEXT];
 
     (void)state;
     for (size_t i = 0; i < sizeof up / sizeof *up; i++)
@@ -285,11 +285,14 @@ static void test_hashes(void **state)
     assert_string_equal(tensor_file_metadata(f, "sshs_model_hash"), ORACLE_MODEL_HASH);
     assert_string_equal(tensor_file_metadata(f, "sshs_legacy_hash"), ORACLE_LEGACY_HASH);
     assert_string_equal(tensor_file_metadata(f, "modelspec.title"), "t");
+    assert_int_equal(hash_legacy_lora(f, legacy, &err), 1); /* found again beside all the other metadata */
+    assert_string_equal(legacy, ORACLE_LEGACY_HASH);
     tensor_file_close(f);
     o.no_metadata = true;
     assert_int_equal(lora_file_write(path, m, 2, &o, &report, &err), 0);
     assert_int_equal(tensor_file_open(&f, path, &err), 0);
     assert_int_equal(f->metadata_count, 0);
+    assert_int_equal(hash_legacy_lora(f, legacy, &err), 0);
     tensor_file_close(f);
 }
 

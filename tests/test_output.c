@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -317,6 +318,48 @@ static int write_tensors(const char *path, const struct tensor_file *from, struc
 }
 
 /* Calls are made to fail one after the other, with every error a disk can give, until the run passes. */
+/* What killed runs left is removed by the next run with that name: the process is gone and the file's lock free. A file of a process
+ * that lives, of one that holds the lock (on another machine), of another name, or of no number stays. */
+static void test_stale(void **state)
+{
+    static const char *const left[] = {"m.safetensors.tmp.%d", "m.safetensors.tmp.%d.2", "n.safetensors.tmp.%d", "m.safetensors.tmp.x%d"};
+    const char *own = scratch_new();
+    char path[400], dead[4][400], alive[400], locked[400];
+    struct err err = {0};
+    pid_t gone = fork();
+    int fd;
+
+    (void)state;
+    if (gone == 0)
+        _exit(0);
+    assert_int_equal(waitpid(gone, NULL, 0), gone);
+    for (int i = 0; i < 4; i++) {
+        size_t n = (size_t)snprintf(dead[i], sizeof dead[i], "%s/", own);
+
+        snprintf(dead[i] + n, sizeof dead[i] - n, left[i], (int)gone);
+        scratch_write(dead[i], "x", 1);
+    }
+    snprintf(alive, sizeof alive, "%s/m.safetensors.tmp.%d", own, (int)getppid());
+    scratch_write(alive, "x", 1);
+    snprintf(locked, sizeof locked, "%s/m.safetensors.tmp.%d.9", own, (int)gone);
+    scratch_write(locked, "x", 1);
+    fd = open(locked, O_RDONLY);
+    assert_int_equal(flock(fd, LOCK_EX | LOCK_NB), 0);
+    snprintf(path, sizeof path, "%s/m.safetensors", own);
+    assert_int_equal(output_text(path, "whole", &err), 0);
+    expect_text(path, "whole");
+    assert_int_equal(access(dead[0], F_OK), -1);
+    assert_int_equal(access(dead[1], F_OK), -1);
+    assert_int_equal(access(dead[2], F_OK), 0);
+    assert_int_equal(access(dead[3], F_OK), 0);
+    assert_int_equal(access(alive, F_OK), 0);
+    assert_int_equal(access(locked, F_OK), 0);
+    close(fd);
+    assert_int_equal(output_text(path, "again", &err), 0);
+    assert_int_equal(access(locked, F_OK), -1);
+    scratch_remove(own);
+}
+
 static void test_every_call_fails(void **state)
 {
     static const int codes[] = {ENOSPC, EIO, EDQUOT, EINTR, EXDEV, EOPNOTSUPP, EACCES};
@@ -560,7 +603,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_stdout),      TEST(test_private),
         TEST(test_bytes),       TEST(test_relative),        TEST(test_refused),         TEST(test_no_permission),
-        TEST(test_links),       TEST(test_left_over),       TEST(test_every_call_fails), TEST(test_messages),
+        TEST(test_links),       TEST(test_left_over),       TEST(test_stale),           TEST(test_every_call_fails), TEST(test_messages),
         TEST(test_copy),        TEST(test_signals),         TEST(test_size_limit),      TEST(test_full_disk),
     };
 
