@@ -977,7 +977,7 @@ static void test_sheet(void **state)
     make_dir("out");
     assert_int_equal(dataset_sheet(x.d, 0, 100, in("out"), &x.err), 0);
     assert_int_equal(picture_read(&p, in("out/dataset.png"), &x.err), 0);
-    assert_int_equal(p.height, 8 + 2 * 200);
+    assert_int_equal(p.height, 8 + 2 * (96 + 41 + 8));
     assert_int_equal(p.data[0], 48);
     picture_free(&p);
     page = scratch_read(in("out/dataset.html"), &n);

@@ -3,11 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cmd/page.h"
 #include "cmd/train/dataset_inside.h"
 #include "formats/output.h"
+#include "formats/picture_label.h"
 #include "formats/picture_resize.h"
 
-enum { CELL = 192, GAP = 8, COLUMNS = 6 };
+enum { LEAST = 96, MOST = 192, GAP = 8, COLUMNS = 6, LINES = 3, LABEL = LINES * PICTURE_LETTER_HEIGHT + 2 };
 
 struct sheet {
     struct picture all;
@@ -15,33 +17,13 @@ struct sheet {
     size_t page_n;
     FILE *html;
     size_t cells, done;
+    size_t side; /* of a cell, pixels: that of the largest bucket, within bounds */
 };
 
-static void escape(FILE *f, const char *s)
+static void place_of(const struct sheet *s, size_t i, size_t *x, size_t *y)
 {
-    for (; *s; s++)
-        switch (*s) {
-        case '<':
-            fputs("&lt;", f);
-            break;
-        case '>':
-            fputs("&gt;", f);
-            break;
-        case '&':
-            fputs("&amp;", f);
-            break;
-        case '"':
-            fputs("&quot;", f);
-            break;
-        default:
-            fputc(*s, f);
-        }
-}
-
-static void place_of(size_t i, size_t *x, size_t *y)
-{
-    *x = GAP + i % COLUMNS * (CELL + GAP);
-    *y = GAP + i / COLUMNS * (CELL + GAP);
+    *x = GAP + i % COLUMNS * (s->side + GAP);
+    *y = GAP + i / COLUMNS * (s->side + LABEL + GAP);
 }
 
 /* Draws p, made small enough, in the middle of cell i. */
@@ -49,17 +31,14 @@ static int draw_cell(struct sheet *s, struct picture *p, size_t i, struct err *e
 {
     size_t most = p->width > p->height ? p->width : p->height, w = p->width, h = p->height, x, y;
 
-    if (most > CELL) {
-        w = (w * CELL + most / 2) / most;
-        h = (h * CELL + most / 2) / most;
+    if (most > s->side) {
+        w = (w * s->side + most / 2) / most;
+        h = (h * s->side + most / 2) / most;
         if (picture_resize_area(p, w ? w : 1, h ? h : 1, err))
             return -1;
     }
-    place_of(i, &x, &y);
-    x += (CELL - p->width) / 2;
-    y += (CELL - p->height) / 2;
-    for (size_t k = 0; k < p->height; k++)
-        memcpy(s->all.data + ((y + k) * s->all.width + x) * 3, p->data + k * p->width * 3, p->width * 3);
+    place_of(s, i, &x, &y);
+    picture_paste(&s->all, x + (s->side - p->width) / 2, y + (s->side - p->height) / 2, p);
     return 0;
 }
 
@@ -69,11 +48,12 @@ static void describe_cell(struct sheet *s, const struct dataset *d, const struct
     const struct sample_picture *p = &d->picture[b->picture[i]];
     size_t x, y;
 
-    place_of(cell, &x, &y);
-    fprintf(s->html, "<figure><div style=\"background-position:-%zupx -%zupx\"></div><figcaption><b>", x, y);
-    escape(s->html, b->caption[i]);
+    place_of(s, cell, &x, &y);
+    picture_label(&s->all, x, y + s->side + 2, s->side, LINES, *b->caption[i] ? b->caption[i] : "(no caption)", 230);
+    fprintf(s->html, "<figure><div style='background-position:-%zupx -%zupx'></div><figcaption><b>", x, y);
+    page_text(s->html, b->caption[i]);
     fprintf(s->html, "</b><br>");
-    escape(s->html, p->key);
+    page_text(s->html, p->key);
     fprintf(s->html, "<br>batch %zu, bucket %zu x %zu, time %zu of %zu%s%s", batch + 1, b->width, b->height, b->repeat[i] + 1,
             p->repeats, b->flipped[i] ? ", mirrored" : "", d->subset[p->subset].reg ? ", regularisation" : "");
     if (b->weight[i] != 1)
@@ -107,32 +87,44 @@ static int add_batch(struct sheet *s, struct dataset *d, size_t epoch, size_t in
     return 0;
 }
 
+static size_t side_of(const struct dataset *d)
+{
+    size_t side = LEAST;
+
+    for (size_t i = 0; i < d->buckets; i++) {
+        side = d->shown[i].width > side ? d->shown[i].width : side;
+        side = d->shown[i].height > side ? d->shown[i].height : side;
+    }
+    return side < MOST ? side : MOST;
+}
+
 static int begin(struct sheet *s, const struct dataset *d, size_t epoch, size_t most, struct err *err)
 {
     size_t samples = dataset_train_samples(d) + dataset_reg_samples(d), rows;
-    char *table = dataset_table(d, err);
+    char *table = dataset_table(d, err), style[512];
 
     if (!table)
         return -1;
     s->cells = samples < most ? samples : most;
+    s->side = side_of(d);
     rows = (s->cells + COLUMNS - 1) / COLUMNS;
     s->html = open_memstream(&s->page, &s->page_n);
-    if (!s->html || picture_new(&s->all, GAP + COLUMNS * (CELL + GAP), GAP + rows * (CELL + GAP), 3, err)) {
+    if (!s->html || picture_new(&s->all, GAP + COLUMNS * (s->side + GAP), GAP + rows * (s->side + LABEL + GAP), 3, err)) {
         free(table);
         return s->html ? -1 : err_memory(err, 65536, "a contact sheet");
     }
     memset(s->all.data, 48, s->all.width * s->all.height * 3);
+    snprintf(
+        style, sizeof style,
+        "figure{display:inline-block;width:%zupx;margin:8px;vertical-align:top;overflow-wrap:anywhere}figure div{width:%zupx;"
+        "height:%zupx;background-image:url(dataset.png)}figcaption{font-size:12px}",
+        s->side, s->side, s->side);
+    page_begin(s->html, "Training data", style);
+    fprintf(s->html, "<pre>");
+    page_text(s->html, table);
     fprintf(s->html,
-            "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>training data</title>\n<style>body{font:14px "
-            "sans-serif;background:#303030;color:#ddd;margin:16px}figure{display:inline-block;width:%dpx;margin:8px;vertical-"
-            "align:top;"
-            "overflow-wrap:anywhere}div{width:%dpx;height:%dpx;background-image:url(dataset.png)}figcaption{font-size:12px}</"
-            "style>\n"
-            "<h1>What is trained on, epoch %zu</h1>\n<pre>",
-            CELL, CELL, CELL, epoch + 1);
-    escape(s->html, table);
-    fprintf(s->html, "</pre>\n<p>The first %zu of %zu samples, as the trainer sees them before they become latents.</p>\n",
-            s->cells, samples);
+            "</pre>\n<p>The first %zu of %zu samples of epoch %zu, as the trainer sees them before they become latents.</p>\n",
+            s->cells, samples, epoch + 1);
     free(table);
     return 0;
 }
@@ -152,7 +144,8 @@ int dataset_sheet(struct dataset *d, size_t epoch, size_t most, const char *fold
     for (size_t i = 0; i < dataset_batches(d) && s.done < s.cells; i++)
         if (add_batch(&s, d, epoch, i, &b, err))
             goto out;
-    fprintf(s.html, "</html>\n");
+    page_footer(s.html);
+    page_end(s.html);
     rc = fclose(s.html) == 0 ? 0 : err_memory(err, 65536, "a contact sheet");
     s.html = NULL;
     if (!rc)
