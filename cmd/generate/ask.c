@@ -283,6 +283,7 @@ static int check_shot(struct work *w, const struct shot *s, struct need *need, s
     if (generate_pipe_forecast(&w->pipe, s->width, s->height, w->o->batch_size, s->rows, s->chunks, encode, &bytes, &mapped,
                                err))
         return -1;
+    bytes += loras_bytes(w->loras);
     if (latents_forecast(w->pipe.latents, false, s->height, s->width, &tile, &tiled, err))
         return -1;
     if (tiled && !w->o->vae_tile)

@@ -1,5 +1,6 @@
 #include <math.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,7 +49,8 @@ struct batch {
     size_t n;
     const char *stage;
     struct picture *from;
-    float *context, *init, *mask, *extra, *latents;
+    const float *context; /* the remembered one */
+    float *init, *mask, *extra, *latents;
     uint64_t *seed;
 };
 
@@ -62,7 +64,6 @@ static void free_pictures(struct picture *p, size_t n)
 static void batch_free(struct batch *b)
 {
     free_pictures(b->from, b->n);
-    free(b->context);
     free(b->init);
     free(b->mask);
     free(b->extra);
@@ -79,6 +80,64 @@ static size_t latent_pixels(const struct batch *b)
 
 /* ---- What the model is given ---- */
 
+/* What the last batch's texts were and mean: pictures of one prompt come one batch after another. */
+struct remembered {
+    char *key;
+    float *context;
+};
+
+/* Texts [n] and the number of chunks in one string, its parts divided by what no prompt contains. */
+static char *key_of(const char *const *text, size_t n, size_t chunks, struct err *err)
+{
+    size_t length = 32;
+    char *key, *to;
+
+    for (size_t i = 0; i < n; i++)
+        length += strlen(text[i]) + 1;
+    key = mem_new(length, "prompts", err);
+    if (!key)
+        return NULL;
+    to = key + snprintf(key, 32, "%zu\n", chunks);
+    for (size_t i = 0; i < n; i++)
+        to += sprintf(to, "%s\n", text[i]);
+    return key;
+}
+
+void batch_forget(struct work *w)
+{
+    if (w->remembered) {
+        free(w->remembered->key);
+        free(w->remembered->context);
+    }
+    free(w->remembered);
+    w->remembered = NULL;
+}
+
+/* context = what texts [n] mean, from the last batch where they are the same. */
+static int look_up(struct batch *b, const char *const *text, size_t n, struct err *err)
+{
+    struct remembered *r = b->w->remembered;
+    char *key = key_of(text, n, b->shot->chunks, err);
+
+    if (!key)
+        return -1;
+    if (!r || strcmp(r->key, key) != 0) {
+        batch_forget(b->w);
+        r = mem_zero(1, sizeof *r, "prompts", err);
+        if (!r || generate_pipe_encode(&b->w->pipe, text, n, b->shot->chunks, &r->context, err)) {
+            free(r);
+            free(key);
+            return -1;
+        }
+        r->key = key;
+        b->w->remembered = r;
+    } else {
+        free(key);
+    }
+    b->context = r->context;
+    return 0;
+}
+
 /* Prompts, negative prompts, empty ones. */
 static int encode_texts(struct batch *b, struct err *err)
 {
@@ -94,7 +153,7 @@ static int encode_texts(struct batch *b, struct err *err)
         for (size_t row = 0; row < b->shot->rows; row++)
             text[row * b->n + i] = of[row];
     }
-    rc = generate_pipe_encode(&b->w->pipe, text, b->n * b->shot->rows, b->shot->chunks, &b->context, err);
+    rc = look_up(b, text, b->n * b->shot->rows, err);
     free(text);
     return rc;
 }

@@ -249,6 +249,7 @@ static void close_all(struct work *w)
     json_decref(w->files);
     free(w->seed);
     free(w->batch);
+    batch_forget(w);
     generate_pipe_close(&w->pipe);
     loras_close(w->loras);
     prompt_file_free(&w->prompts);

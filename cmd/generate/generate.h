@@ -81,9 +81,10 @@ struct work {
     uint64_t *seed; /* [seeds] of the pictures whose prompts give none, in the order of making */
     size_t seeds, next_seed;
     uint64_t iter_seed;
-    size_t step;        /* pictures asked for so far in this pass */
-    size_t limit;       /* bytes that may be used; SIZE_MAX: not known */
-    struct shot *batch; /* [batch_size] */
+    size_t step;                   /* pictures asked for so far in this pass */
+    size_t limit;                  /* bytes that may be used; SIZE_MAX: not known */
+    struct remembered *remembered; /* batch.c: the last batch's prompts */
+    struct shot *batch;            /* [batch_size] */
     size_t in_batch;
     struct progress *progress;
     struct preview *preview; /* NULL: none */
@@ -122,6 +123,9 @@ int batch_add(struct work *w, const struct shot *s, struct err *err);
 /* Makes what is in the batch. */
 int batch_flush(struct work *w, struct err *err);
 
+/* Forgets what the last batch's prompts mean: LoRAs have changed, or the end has come. */
+void batch_forget(struct work *w);
+
 /* From here on Ctrl-C and SIGTERM stop the work after the present step; a second one ends the program. batch_stopped(): whether
  * that has happened. */
 void batch_catch_signals(void);
@@ -143,6 +147,9 @@ int loras_check(struct work *w, const struct prompt_line *p, struct err *err);
 
 /* Whether two prompts ask for the same ones. */
 bool loras_same(const struct prompt_line *a, const struct prompt_line *b);
+
+/* Bytes that the command line's LoRAs take. */
+size_t loras_bytes(const struct loras_in_use *l);
 
 /* The pipe has the command line's LoRAs and the prompt's. */
 int loras_use(struct work *w, const struct prompt_line *p, struct err *err);

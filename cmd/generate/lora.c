@@ -257,6 +257,11 @@ static int append(struct loras_in_use *l, struct err *err)
     return 0;
 }
 
+size_t loras_bytes(const struct loras_in_use *l)
+{
+    return l->all.arena.total;
+}
+
 int loras_use(struct work *w, const struct prompt_line *p, struct err *err)
 {
     struct loras_in_use *l = w->loras;
@@ -265,6 +270,7 @@ int loras_use(struct work *w, const struct prompt_line *p, struct err *err)
     if (l->line ? loras_same(l->line, p) : p->loras == 0)
         return 0;
     generate_pipe_rest(&w->pipe);
+    batch_forget(w);
     l->all.count = l->fixed;
     l->line = NULL;
     generate_loras_free(&l->prompt);
