@@ -4,6 +4,7 @@
 #include <sys/random.h>
 
 #include "cmd/generate/generate.h"
+#include "cmd/memory.h"
 #include "ref/diffusion/seed.h"
 
 enum { LEAST_SIDE = 64, MOST_SIDE = 8192 };
@@ -262,14 +263,33 @@ static int check_first_stage(const struct work *w, const struct shot *s, struct 
 }
 
 struct need {
-    size_t cost, bytes, mapped; /* of the most costly picture so far */
+    size_t cost; /* of the most costly picture so far */
+    struct generate_need bytes;
 };
+
+static int forecast(struct work *w, const struct shot *s, struct need *need, struct err *err)
+{
+    size_t cost = s->width * s->height * s->rows * (1 + s->chunks), bytes;
+    bool encode = s->source || option_given(w->run->values, &w->o->highres_fix_scale), tiled;
+    bool again = w->prompts.count * w->o->images_per_prompt * w->o->n_iter > w->o->batch_size;
+
+    if (cost <= need->cost)
+        return 0;
+    need->cost = cost;
+    if (generate_pipe_forecast(&w->pipe, s->width, s->height, w->o->batch_size, s->rows, s->chunks, encode, again, &need->bytes,
+                               err) ||
+        latents_forecast(w->pipe.latents, false, s->height, s->width, &bytes, &tiled, err))
+        return -1;
+    need->bytes.own += loras_bytes(w->loras);
+    need->bytes.device += loras_bytes(w->loras);
+    if (tiled && !w->o->vae_tile)
+        command_note(w->run, "memory is short for a whole picture of %zu x %zu: the VAE works in tiles", s->width, s->height);
+    return 0;
+}
 
 static int check_shot(struct work *w, const struct shot *s, struct need *need, struct err *err)
 {
-    size_t width, height, cost = s->width * s->height * s->rows * (1 + s->chunks), bytes, mapped, tile;
-    bool tiled;
-    bool encode = s->source || option_given(w->run->values, &w->o->highres_fix_scale);
+    size_t width, height;
 
     wanted_size(w, s->prompt, s->source, &width, &height);
     if (width != s->width || height != s->height)
@@ -277,38 +297,25 @@ static int check_shot(struct work *w, const struct shot *s, struct need *need, s
                      s->height);
     if (loras_check(w, s->prompt, err) || check_first_stage(w, s, err))
         return -1;
-    if (cost <= need->cost)
-        return 0;
-    need->cost = cost;
-    if (generate_pipe_forecast(&w->pipe, s->width, s->height, w->o->batch_size, s->rows, s->chunks, encode, &bytes, &mapped,
-                               err))
-        return -1;
-    bytes += loras_bytes(w->loras);
-    if (latents_forecast(w->pipe.latents, false, s->height, s->width, &tile, &tiled, err))
-        return -1;
-    if (tiled && !w->o->vae_tile)
-        command_note(w->run, "memory is short for a whole picture of %zu x %zu: the VAE works in tiles", s->width, s->height);
-    need->mapped = mapped;
-    need->bytes = bytes > need->bytes ? bytes : need->bytes;
-    return 0;
+    return forecast(w, s, need, err);
 }
 
 /* What is mapped is the system's to drop; a device with memory of its own must hold it, too. */
 static int check_memory(struct work *w, const struct need *need, struct err *err)
 {
+    struct memory_need host = {.bytes = need->bytes.own, .mapped = need->bytes.mapped};
     char a[32], b[32];
-    bool device = w->offload.info.memory > 0;
-    size_t own = device ? need->bytes : need->bytes - need->mapped;
 
-    command_bytes(own, a, sizeof a);
+    if (!w->offload.info.memory)
+        return memory_check(w->run, &host, "use a smaller --W, --H or --batch_size, or close other programs", err);
+    command_bytes(need->bytes.device, a, sizeof a);
     command_bytes(w->limit, b, sizeof b);
-    if (own > w->limit)
-        return err_set(err, "not enough memory: this needs %s, %s are free%s; use a smaller --W, --H or --batch_size, or %s", a,
-                       b, device ? " on the device" : "", device ? "--device cpu" : "close other programs");
-    if (device)
-        command_note(w->run, "memory: at most %s of the device", a);
-    else
-        command_note(w->run, "memory: %s and the checkpoint's pages, %s", a, command_bytes(need->mapped, b, sizeof b));
+    if (need->bytes.device > w->limit)
+        return err_set(err,
+                       "not enough memory on the device: this needs %s, %s are free; use a smaller --W, --H or --batch_size, "
+                       "or --device cpu",
+                       a, b);
+    command_note(w->run, "memory: at most %s of the device", a);
     return 0;
 }
 

@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cmd/memory.h"
 #include "formats/output.h"
 
 static const char *const devices[] = {"cpu", "cuda", NULL};
@@ -142,21 +143,6 @@ static int refuse(const struct generate_options *o, struct err *err)
     return 0;
 }
 
-/* MemAvailable of the kernel; SIZE_MAX when it does not tell. */
-static size_t memory_free(void)
-{
-    FILE *f = fopen("/proc/meminfo", "r");
-    unsigned long long kib = 0;
-    char line[256];
-
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return kib ? (size_t)kib * 1024 : SIZE_MAX;
-}
-
 static int open_pipe(struct work *w, struct err *err)
 {
     const struct generate_options *o = w->o;
@@ -172,7 +158,7 @@ static int open_pipe(struct work *w, struct err *err)
     p->device = o->rng == 1 ? NOISE_CUDA : NOISE_CPU;
     if (o->v_parameterization)
         p->prediction = PREDICT_V;
-    w->limit = w->offload.info.memory ? w->offload.info.free : memory_free();
+    w->limit = w->offload.info.memory ? w->offload.info.free : memory_free("");
     p->profile = o->profile;
     p->check_nan = o->check_nan;
     latents_tile(p->latents, o->vae_tile);

@@ -163,7 +163,9 @@ int generate_pipe_run(struct generate_pipe *p, struct err *err)
 {
     struct run_options o = {.check_nan = p->check_nan, .after = p->times ? profile_after : NULL, .ctx = p->times};
 
-    return run_graph(p->run, &o, err);
+    if (run_graph(p->run, &o, err))
+        return -1;
+    return p->source ? model_weights_check(p->source, err) : 0;
 }
 
 static int stage_arena(struct generate_pipe *p, enum generate_stage stage, size_t n, size_t h, size_t w, size_t tokens,
@@ -178,28 +180,40 @@ static int stage_arena(struct generate_pipe *p, enum generate_stage stage, size_
     return 0;
 }
 
-int generate_pipe_forecast(struct generate_pipe *p, size_t width, size_t height, size_t count, size_t rows, size_t chunks,
-                           bool encode, size_t *bytes, size_t *mapped, struct err *err)
+/* The larger arena of the VAE's two sides; weights not counted. */
+static int vae_arena(struct generate_pipe *p, size_t width, size_t height, bool encode, size_t *arena, size_t *owned,
+                     size_t *mapped, struct err *err)
 {
-    size_t h = height / p->factor, w = width / p->factor, most = 0, owned, of_vae[2] = {0}, total[2], arena, vae_mapped;
+    size_t bytes[2] = {0};
+
+    for (int side = 0; side <= (encode ? 1 : 0); side++) {
+        if (latents_forecast(p->latents, side == 1, height, width, &bytes[side], NULL, err))
+            return -1;
+        latents_bytes(p->latents, owned, mapped);
+        bytes[side] -= *owned + *mapped;
+    }
+    *arena = bytes[0] > bytes[1] ? bytes[0] : bytes[1];
+    return 0;
+}
+
+/* While the VAE works, no page of the checkpoint's other parts is mapped (make_room()). */
+int generate_pipe_forecast(struct generate_pipe *p, size_t width, size_t height, size_t count, size_t rows, size_t chunks,
+                           bool encode, bool again, struct generate_need *need, struct err *err)
+{
+    size_t h = height / p->factor, w = width / p->factor, most = 0, owned, mapped, arena, vae_owned, vae_mapped, unet, vae;
     int rc = stage_arena(p, STAGE_TEXT, chunks, 0, 0, TOKEN_CHUNK, &most, err);
 
     if (rc == 0)
         rc = stage_arena(p, STAGE_UNET, count * rows, h, w, chunks * TOKEN_CHUNK, &most, err);
     generate_pipe_rest(p);
-    for (int side = 0; rc == 0 && side <= (encode ? 1 : 0); side++) {
-        rc = latents_forecast(p->latents, side == 1, height, width, &total[side], NULL, err);
-        of_vae[side] = total[side];
-    }
-    if (rc)
-        return rc;
-    latents_bytes(p->latents, &owned, &vae_mapped);
-    arena = (of_vae[0] > of_vae[1] ? of_vae[0] : of_vae[1]) - owned - vae_mapped;
-    most = arena > most ? arena : most;
-    *bytes = most + owned + vae_mapped;
-    weights_bytes(p->w, &owned, mapped);
-    *bytes += owned + *mapped;
-    *mapped += vae_mapped;
+    if (rc || vae_arena(p, width, height, encode, &arena, &vae_owned, &vae_mapped, err))
+        return -1;
+    weights_bytes(p->w, &owned, &mapped);
+    unet = owned + (encode || again ? vae_owned : 0) + mapped + most;
+    vae = owned + vae_owned + vae_mapped + arena;
+    need->mapped = unet > vae ? mapped : vae_mapped;
+    need->own = (unet > vae ? unet : vae) - need->mapped;
+    need->device = owned + mapped + vae_owned + vae_mapped + (most > arena ? most : arena);
     return 0;
 }
 

@@ -73,11 +73,17 @@ void generate_pipe_loras(struct generate_pipe *p, const struct generate_loras *l
 /* Gives the graph's memory back, not the weights'. */
 void generate_pipe_rest(struct generate_pipe *p);
 
-/* Bytes that `count` pictures of this size [pixels] will need at once: the largest part's graph, and all weights of the three
- * parts, of which `mapped` are pages of the checkpoint, which the system can drop. rows: of the U-Net for each picture, 1 to 3;
- * encode: pictures are encoded, too. */
+/* Bytes that the work takes at its peak. */
+struct generate_need {
+    size_t own;    /* allocated */
+    size_t mapped; /* pages of the checkpoint in use at that time, which the system can drop */
+    size_t device; /* of a device that has memory of its own: the largest graph and all weights */
+};
+
+/* What `count` pictures of this size [pixels] take when made at once. rows: of the U-Net for each picture, 1 to 3; encode:
+ * pictures are encoded, too. */
 int generate_pipe_forecast(struct generate_pipe *p, size_t width, size_t height, size_t count, size_t rows, size_t chunks,
-                           bool encode, size_t *bytes, size_t *mapped, struct err *err);
+                           bool encode, bool again, struct generate_need *need, struct err *err);
 
 /* How many chunks of 75 tokens these texts [n] need when they are used together, 1 .. most_chunks; *truncated: one of them is
  * longer. */
