@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "cmd/latents.h"
+#include "cmd/memory.h"
 #include "cmd/prepare/prepare.h"
 #include "cmd/train/dataset_inside.h"
 #include "formats/npz.h"
@@ -199,6 +200,7 @@ int prepare_latents(const struct command_run *run, json_t *all, const struct pre
         return -1;
     if (latents_open(&l, o->vae ? o->vae : o->model, &device.ops, err) || find_pictures(&j, l, err) || write_sizes(&j, err))
         goto out;
+    latents_limit(l, (device.info.memory ? device.info.free : memory_free("")) / 2); /* larger pictures go through in tiles */
     if (!run->quiet && !run->json)
         print_buckets(&j);
     if (o->skip_existing)
@@ -274,7 +276,8 @@ static const struct option_row rows[] = {
     {OPTION(struct bucket_options, full_path), .help = "pictures are named by their paths"},
     {OPTION(struct bucket_options, skip_existing), .help = "keep files of latents that are there and have the right size"},
     {OPTION(struct bucket_options, skip_bad_pictures), .help = "go on without pictures that cannot be read"},
-    {OPTION(struct bucket_options, device), .arg = "NAME", .def = "cpu", .help = "what computes: 'lora devices' lists them"},
+    {OPTION(struct bucket_options, device), .arg = "NAME", .def = "auto",
+     .help = "what computes: cpu, auto (a GPU where there is one), or a plug-in's name"},
     {OPTION_IGNORED_FLAG("v2", "the kind of model is found from the file; its VAE is the same anyway")},
     {OPTION_IGNORED_VALUE("mixed_precision", "TYPE", "pictures are encoded in f32")},
     {0},
