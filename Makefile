@@ -143,9 +143,10 @@ $(OUT)/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/tests/fuzz/replay.o 
 $(OUT)/tests/bench/bench_%: $(OUT)/tests/bench/bench_%.o $(CMD_LIB_OBJ) $(LIB)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)
 
-## bench: time the parts, one thread after another (tests/bench/README.md)
+## bench: how fast it is: whole parts, operations, SVDs; MODEL=FILE, PEER_PYTHON=python3 for others beside it
 bench: $(BENCH_BIN) $(BIN)
-	@for b in $(BENCH_BIN); do $$b || exit 1; done
+	@MODEL="$(MODEL)" PEER_PYTHON="$(PEER_PYTHON)" ROWS="$(ROWS)" tests/bench/table.sh $(OUT)/tests/bench/bench_unet
+	@for b in $(filter-out %/bench_unet,$(BENCH_BIN)); do $$b || exit 1; done
 
 tests: $(TEST_BIN) $(FUZZ_BIN) $(BIN) $(PLUGINS) $(OUT)/tests/demo/demo $(if $(filter yes,$(HAVE_CXX)),$(EMULATED))
 

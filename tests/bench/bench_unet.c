@@ -1,11 +1,13 @@
-/* usage: bench_unet MODEL unet|te|encode|decode [--batch N] [--size PIXELS] [--runs N] [--threads N] [--profile] [--no-fuse]
- *                   [--train RANK | --lora RANK] [--checkpoint] [--in FILE.safetensors] [--out FILE.safetensors]
- *                   [--device NAME]
+/* usage: bench_unet MODEL unet|te|encode|decode|step [--batch N] [--size PIXELS] [--runs N] [--threads N] [--profile]
+ *                   [--no-fuse] [--train RANK | --lora RANK] [--checkpoint] [--in FILE.safetensors] [--out FILE.safetensors]
+ *                   [--device NAME] [--row]
  *
  * Runs one part of a full model: prints the forecast, seconds of each run, and the process's peak memory. With --in, inputs
  * are read from a file by name (latents, timestep, context, ids, pictures; channels last), else they are a fixed pattern;
- * --out writes the result as tensor "out". --train: forward and backward with a LoRA of that rank on every linear layer of
- * the U-Net; --lora: the forward with such a LoRA. */
+ * --out writes the result as tensor "out". --train: forward, backward and AdamW with a LoRA of that rank on every linear layer
+ * of the U-Net; --lora: the forward with such a LoRA. step: the text encoder and then the U-Net, LoRA on both. --row: one line,
+ * median seconds (without the first run), GFLOP/s as the operations are defined, its share of what the register tiles reach
+ * on data in the innermost cache (Winograd's convolutions do with fewer operations, so it may pass 100 %), and peak memory. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +23,8 @@
 #include "ref/graph/profile.h"
 #include "ref/graph/run.h"
 #include "ref/lora/target.h"
+#include "ref/op/kernel_bf16.h"
+#include "ref/optim/optim.h"
 #include "ref/model/clip.h"
 #include "ref/model/unet.h"
 #include "ref/model/vae.h"
@@ -29,7 +33,7 @@ struct bench {
     const char *model, *part, *in, *out, *device;
     size_t batch, size, runs, rank;
     int threads;
-    bool profile, plain, checkpoint, train;
+    bool profile, plain, checkpoint, train, row;
     struct model *m;
     struct model_weights *source;
     struct weights *w;
@@ -39,6 +43,9 @@ struct bench {
     int inputs[4], input_count, result, seed;
     struct layers_lora *loras;
     size_t lora_count;
+    struct optim *optim;
+    int *gradients; /* values, two a LoRA: lora_down's, lora_up's */
+    float **grads;
 };
 
 static double now(void)
@@ -60,8 +67,9 @@ static double processor(void)
 
 static int usage(void)
 {
-    fputs("usage: bench_unet MODEL unet|te|encode|decode [--batch N] [--size PIXELS] [--runs N] [--threads N] [--profile]\n"
-          "                  [--no-fuse] [--train RANK | --lora RANK] [--checkpoint] [--in FILE] [--out FILE] [--device NAME]\n", stderr);
+    fputs("usage: bench_unet MODEL unet|te|encode|decode|step [--batch N] [--size PIXELS] [--runs N] [--threads N] [--profile]\n"
+          "                  [--no-fuse] [--train RANK | --lora RANK] [--checkpoint] [--in FILE] [--out FILE] [--device NAME]\n"
+          "                  [--row]\n", stderr);
     return 2;
 }
 
@@ -77,6 +85,8 @@ static bool parse(struct bench *b, int argc, char **argv)
 
         if (strcmp(a, "--profile") == 0)
             b->profile = true;
+        else if (strcmp(a, "--row") == 0)
+            b->row = true;
         else if (strcmp(a, "--no-fuse") == 0)
             b->plain = true;
         else if (strcmp(a, "--checkpoint") == 0)
@@ -119,22 +129,64 @@ static struct tensor *factor(size_t rows, size_t cols, float size)
     return t;
 }
 
-static void add_loras(struct bench *b)
+static void add_loras(struct bench *b, enum model_part part)
 {
-    b->loras = calloc(b->m->count, sizeof *b->loras);
-    for (size_t i = b->m->part_first[MODEL_UNET]; b->loras && i < b->m->part_first[MODEL_UNET + 1]; i++) {
+    if (!b->loras)
+        b->loras = calloc(b->m->count, sizeof *b->loras);
+    for (size_t i = b->m->part_first[part]; b->loras && i < b->m->part_first[part + 1]; i++) {
         const struct model_tensor *t = &b->m->tensor[i];
         struct target target;
         char path[300];
 
-        if (target_of(MODEL_UNET, t->name, &t->shape, &target) != TARGET_LINEAR)
+        if (target_of(part, t->name, &t->shape, &target) != TARGET_LINEAR)
             continue;
         snprintf(path, sizeof path, "%.*s", (int)target.path_length, t->name);
-        b->loras[b->lora_count++] = (struct layers_lora){MODEL_UNET, strdup(path), factor(b->rank, target.in, 0.01f),
-                                                         factor(target.out, b->rank, 0.01f), 1, b->train, !b->train};
+        b->loras[b->lora_count++] = (struct layers_lora){.part = part, .path = strdup(path), .scale = 1,
+                                                         .down = factor(b->rank, target.in, 0.01f),
+                                                         .up = factor(target.out, b->rank, 0.01f), .train = b->train,
+                                                         .fold = !b->train};
     }
     b->layers.loras = b->loras;
     b->layers.lora_count = b->lora_count;
+}
+
+/* AdamW for all factors; grads[v]: the value that is the gradient of value v. */
+static int make_optimizer(struct bench *b, const int *grads, struct err *err)
+{
+    const struct optim_options options = {.groups = 1};
+    size_t count = 2 * b->lora_count;
+    struct optim_tensor *list = calloc(count, sizeof *list);
+    int rc;
+
+    b->gradients = calloc(count, sizeof *b->gradients);
+    b->grads = calloc(count, sizeof *b->grads);
+    if (!list || !b->gradients || !b->grads)
+        return err_memory(err, 0, "gradients");
+    for (size_t i = 0; i < count; i++) {
+        const struct tensor *t = i % 2 ? b->loras[i / 2].up : b->loras[i / 2].down;
+        size_t n = 0;
+
+        list[i] = (struct optim_tensor){.param = t->data, .shape = t->shape};
+        b->gradients[i] = grads[graph_param(b->g, b->loras[i / 2].path, t)];
+        shape_numel(&t->shape, &n);
+        b->grads[i] = calloc(n, sizeof **b->grads);
+        if (!b->grads[i])
+            return err_memory(err, n * sizeof **b->grads, "gradients");
+    }
+    rc = optim_new(&b->optim, "AdamW", NULL, 0, &options, list, count, err);
+    free(list);
+    return rc;
+}
+
+static int optimize(struct bench *b, struct err *err)
+{
+    const float *const *grads = (const float *const *)b->grads;
+    const double rate = 1e-4;
+
+    for (size_t i = 0; i < 2 * b->lora_count; i++)
+        if (b->gradients[i] != GRAPH_NONE && run_read(b->run, b->gradients[i], b->grads[i], err) < 0)
+            return -1;
+    return optim_step(b->optim, grads, optim_clip(optim_norm(b->optim, grads), 1), &rate, err);
 }
 
 /* The loss is against zeros. */
@@ -155,6 +207,8 @@ static int make_training(struct bench *b, struct err *err)
     rc = graph_differentiate(b->g, loss, NULL, 0, grads, err);
     b->seed = rc == 0 ? grads[loss] : GRAPH_NONE;
     b->result = loss;
+    if (rc == 0)
+        rc = make_optimizer(b, grads, err);
     free(grads);
     return rc < 0 || !b->checkpoint ? rc : graph_checkpoint(b->g, err);
 }
@@ -166,13 +220,24 @@ static int build(struct bench *b, struct err *err)
     struct clip clip;
     struct vae vae;
 
-    if (strcmp(b->part, "unet") == 0) {
-        b->layers.part = MODEL_UNET;
+    if (strcmp(b->part, "unet") == 0 || strcmp(b->part, "step") == 0) {
+        int context = GRAPH_NONE;
+
         if (b->rank)
-            add_loras(b);
-        if (unet_build(&b->layers, NULL, b->batch, latent, latent, GRAPH_NONE, 77, &unet, err) < 0)
+            add_loras(b, MODEL_UNET);
+        if (strcmp(b->part, "step") == 0) {
+            if (b->rank)
+                add_loras(b, MODEL_TEXT_ENCODER);
+            b->layers.part = MODEL_TEXT_ENCODER;
+            if (clip_build(&b->layers, NULL, b->batch, 77, &clip, err) < 0)
+                return -1;
+            context = clip.out;
+        }
+        b->layers.part = MODEL_UNET;
+        if (unet_build(&b->layers, NULL, b->batch, latent, latent, context, 77, &unet, err) < 0)
             return -1;
-        b->inputs[0] = unet.latents, b->inputs[1] = unet.timestep, b->inputs[2] = unet.context, b->input_count = 3;
+        b->inputs[0] = unet.latents, b->inputs[1] = unet.timestep, b->input_count = 3;
+        b->inputs[2] = context == GRAPH_NONE ? unet.context : clip.ids;
         b->result = unet.out;
     } else if (strcmp(b->part, "te") == 0) {
         b->layers.part = MODEL_TEXT_ENCODER;
@@ -250,20 +315,100 @@ out:
     return rc;
 }
 
+/* Operations of a run as they are defined. */
+static double operations(const struct bench *b)
+{
+    double sum = 0;
+
+    for (size_t i = 0; i < b->g->node_count; i++) {
+        struct tensor store[2 * OP_MAX_IN + 2 * OP_MAX_OUT];
+        const struct graph_node *n = &b->g->nodes[i];
+        struct op_call c;
+
+        graph_call(b->g, n, &c, store);
+        sum += op_table[n->op]->flops ? op_table[n->op]->flops(&c, n->backward) : 0;
+    }
+    return sum;
+}
+
+enum { PEAK_ROWS = 48, PEAK_COLS = 32, PEAK_K = 128, PEAK_TIMES = 3000, PEAK_PIECES = 4, MOST_RUNS = 100 };
+
+static int peak_piece(void *ctx, size_t index, struct err *err)
+{
+    static const float x[PEAK_ROWS * PEAK_K], packed[PEAK_COLS * PEAK_K];
+    float y[PEAK_ROWS * PEAK_COLS];
+    const struct kernel_call c = {.rows = PEAK_ROWS, .cols = PEAK_COLS, .k = PEAK_K, .x = x, .row = PEAK_K, .step = 1,
+                                  .packed = packed, .y = y, .ldy = PEAK_COLS, .alpha = 1, .bf16 = *(const bool *)ctx};
+
+    (void)index;
+    (void)err;
+    for (int i = 0; i < PEAK_TIMES; i++)
+        kernel_multiply(&c);
+    return 0;
+}
+
+/* GFLOP/s of the register tiles on all threads: best of three. */
+static double peak(bool bf16)
+{
+    double best = HUGE_VAL, pieces = PEAK_PIECES * (double)thread_count();
+
+    for (int i = 0; i < 3; i++) {
+        struct err err = {0};
+        double start = now(), t;
+
+        thread_for((size_t)pieces, peak_piece, &bf16, &err);
+        t = now() - start;
+        best = t < best ? t : best;
+    }
+    return (bf16 ? 4 : 2) * (double)PEAK_ROWS * PEAK_COLS * PEAK_K * PEAK_TIMES * pieces / best * 1e-9;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static void print_row(const struct bench *b, double *seconds, bool bf16)
+{
+    size_t first = b->runs > 1 ? 1 : 0;
+    double top = peak(bf16), median, flops = operations(b);
+    struct rusage usage_now;
+
+    qsort(seconds + first, b->runs - first, sizeof *seconds, by_size);
+    median = seconds[first + (b->runs - first) / 2];
+    getrusage(RUSAGE_SELF, &usage_now);
+    printf("%8.3f s %6.0f GFLOP/s %4.0f %% %6.2f GiB\n", median, flops / median * 1e-9, flops / median * 1e-7 / top,
+           (double)usage_now.ru_maxrss / 0x1p20);
+}
+
+static void print_forecast(struct bench *b)
+{
+    size_t owned, mapped;
+
+    weights_bytes(b->w, &owned, &mapped);
+    printf("%zu nodes; forecast: %.0f MiB activations (%.0f alive at most), %.0f MiB weights in memory, %.0f MiB mapped\n",
+           b->g->node_count, (double)run_plan(b->run)->arena / 0x1p20, (double)run_plan(b->run)->live / 0x1p20,
+           (double)owned / 0x1p20, (double)mapped / 0x1p20);
+}
+
 static int work(struct bench *b, struct err *err)
 {
+    double seconds[MOST_RUNS];
     struct run_options options = {0};
     struct tensor_file *f = NULL;
     struct profile *profile = NULL;
     struct rusage usage_now;
     struct offload device; /* open until the process ends */
-    size_t owned, mapped;
     double start = now(), cpu;
 
     if (offload_open(&device, b->device ? b->device : "cpu", access("build/plugins", X_OK) == 0 ? "build/plugins" : NULL,
                      err) < 0)
         return -1;
-    printf("%s, %s\n", device.info.text, dtype_name(device.info.arithmetic));
+    b->runs = b->runs < MOST_RUNS ? b->runs : MOST_RUNS;
+    if (!b->row)
+        printf("%s, %s\n", device.info.text, dtype_name(device.info.arithmetic));
     if (model_open(&b->m, b->model, err) < 0 || model_weights_open(&b->source, b->m, true, err) < 0 ||
         weights_new(&b->w, model_weights_source(b->source), err) < 0 || (b->in && tensor_file_open(&f, b->in, err) < 0))
         return -1;
@@ -271,13 +416,12 @@ static int work(struct bench *b, struct err *err)
     b->layers = (struct layers){.g = b->g, .w = b->w};
     if (!b->g || build(b, err) < 0 || run_new(&b->run, b->g, &device.ops, err) < 0)
         return -1;
-    weights_bytes(b->w, &owned, &mapped);
-    printf("%zu nodes; forecast: %.0f MiB activations (%.0f alive at most), %.0f MiB weights in memory, %.0f MiB mapped\n",
-           b->g->node_count, (double)run_plan(b->run)->arena / 0x1p20, (double)run_plan(b->run)->live / 0x1p20,
-           (double)owned / 0x1p20, (double)mapped / 0x1p20);
+    if (!b->row)
+        print_forecast(b);
     if (weights_load(b->w, err) < 0 || (b->profile && profile_new(&profile, b->g, err) < 0))
         return -1;
-    printf("ready after %.2f s\n", now() - start);
+    if (!b->row)
+        printf("ready after %.2f s\n", now() - start);
     for (size_t i = 0; i < b->runs; i++) {
         if (write_inputs(b, f, err) < 0)
             return -1;
@@ -285,17 +429,22 @@ static int work(struct bench *b, struct err *err)
         options.ctx = profile;
         start = now();
         cpu = processor();
-        if (run_graph(b->run, &options, err) < 0 || run_wait(b->run, err) < 0)
+        if (run_graph(b->run, &options, err) < 0 || run_wait(b->run, err) < 0 || (b->optim && optimize(b, err) < 0))
             return -1;
-        printf("run %zu: %.5f s, %.3f s of processor time\n", i + 1, now() - start, processor() - cpu);
+        seconds[i] = now() - start;
+        if (!b->row)
+            printf("run %zu: %.5f s, %.3f s of processor time\n", i + 1, seconds[i], processor() - cpu);
     }
+    if (b->row)
+        print_row(b, seconds, device.info.arithmetic == DT_BF16);
     if (profile)
         profile_print(profile, stdout, 0, 25);
     profile_free(profile);
     if (b->out && write_result(b, err) < 0)
         return -1;
     getrusage(RUSAGE_SELF, &usage_now);
-    printf("peak memory %.0f MiB\n", (double)usage_now.ru_maxrss / 1024);
+    if (!b->row)
+        printf("peak memory %.0f MiB\n", (double)usage_now.ru_maxrss / 1024);
     tensor_file_close(f);
     return 0;
 }
@@ -306,10 +455,6 @@ int main(int argc, char **argv)
     struct err err = {0};
     int rc;
 
-    if (argc == 1) { /* as 'make bench' runs it */
-        puts("bench_unet: skipped; it needs a full-size model (make_sd.py makes one): bench_unet MODEL unet --profile");
-        return 0;
-    }
     if (!parse(&b, argc, argv))
         return usage();
     thread_init(b.threads);
