@@ -8,7 +8,7 @@
 #include "ref/base/thread.h"
 
 enum { BASE, X, DOWN, UP };
-enum { TILE = 256 }; /* rows of x that one piece does */
+enum { TILE = 256, STRIP = 96 }; /* rows of x that one piece does; rows or columns of a factor's gradient */
 
 struct lora {
     size_t m, k, n, r;
@@ -78,25 +78,37 @@ static int backward_rows(void *ctx, size_t index, struct err *err)
     return 0;
 }
 
-/* dup [n, r] = scale * dyT t: a piece is TILE rows of it, summed over all rows of x at once */
-static int up_rows(void *ctx, size_t index, struct err *err)
+/* dup [n, r] = scale * dyT t: STRIP rows of it, summed over all rows of x at once */
+static void up_rows(const struct lora *a, size_t index)
 {
-    const struct lora *a = ctx;
-    size_t row = index * TILE, rows = a->n - row < TILE ? a->n - row : TILE;
+    size_t row = index * STRIP, rows = a->n - row < STRIP ? a->n - row : STRIP;
 
-    (void)err;
     multiply(true, false, rows, a->r, a->m, a->scale, a->dy + row, a->n, a->t, a->r, 0, a->dup + row * a->r, a->r);
-    return 0;
 }
 
-/* ddown [r, k] = dtT x: a piece is TILE columns of it */
-static int down_columns(void *ctx, size_t index, struct err *err)
+/* ddown [r, k] = dtT x: STRIP columns of it */
+static void down_columns(const struct lora *a, size_t index)
+{
+    size_t col = index * STRIP, cols = a->k - col < STRIP ? a->k - col : STRIP;
+
+    multiply(true, false, a->r, cols, a->m, 1, a->dt, a->r, a->x + col, a->k, 0, a->ddown + col, a->k);
+}
+
+static size_t ups(const struct lora *a)
+{
+    return a->dup ? (a->n + STRIP - 1) / STRIP : 0;
+}
+
+/* Both gradients' strips in one loop, so that no thread waits between them. */
+static int backward_strip(void *ctx, size_t index, struct err *err)
 {
     const struct lora *a = ctx;
-    size_t col = index * TILE, cols = a->k - col < TILE ? a->k - col : TILE;
 
     (void)err;
-    multiply(true, false, a->r, cols, a->m, 1, a->dt, a->r, a->x + col, a->k, 0, a->ddown + col, a->k);
+    if (index < ups(a))
+        up_rows(a, index);
+    else
+        down_columns(a, index - ups(a));
     return 0;
 }
 
@@ -111,9 +123,7 @@ static int backward(const struct op_call *c, struct err *err)
     a.dup = c->din[UP] ? c->din[UP]->data : NULL;
     if (thread_for((a.m + TILE - 1) / TILE, backward_rows, &a, err) < 0)
         return -1;
-    if (a.dup && thread_for((a.n + TILE - 1) / TILE, up_rows, &a, err) < 0)
-        return -1;
-    return a.ddown ? thread_for((a.k + TILE - 1) / TILE, down_columns, &a, err) : 0;
+    return thread_for(ups(&a) + (a.ddown ? (a.k + STRIP - 1) / STRIP : 0), backward_strip, &a, err);
 }
 
 static int shape(const struct op_call *c, struct err *err)

@@ -33,6 +33,8 @@ struct row {
 #define LINEAR(what, m, n, k, back) {what, OP_linear, {0}, {{2, {m, k}}, {2, {n, k}}, {1, {n}}}, back}
 #define ATTENTION(what, tq, tk, c, back) \
     {what, OP_attention, {.heads = 8}, {{3, {1, tq, c}}, {3, {1, tk, c}}, {3, {1, tk, c}}}, back}
+#define LORA(what, m, k, n, r, back) \
+    {what, OP_lora, {.scale = 1}, {{2, {m, n}}, {2, {m, k}}, {2, {r, k}}, {2, {n, r}}}, back}
 #define NORM(what, h, c, back) {what, OP_group_norm, {.groups = 32, .eps = 1e-5f, .act = ACT_SILU}, \
                                 {{4, {1, h, h, c}}, {1, {c}}, {1, {c}}}, back}
 
@@ -77,6 +79,12 @@ static const struct row rows[] = {
     ATTENTION("attention 4096x77 heads of 40", 4096, 77, 320, false),
     ATTENTION("attention 4096x4096 heads of 40 backward", 4096, 4096, 320, true),
     ATTENTION("attention 1024x1024 heads of 80 backward", 1024, 1024, 640, true),
+    LORA("lora 4096 320-320 rank 4", 4096, 320, 320, 4, false),
+    LORA("lora 4096 320-2560 rank 4", 4096, 320, 2560, 4, false),
+    LORA("lora 4096 320-320 rank 4 backward", 4096, 320, 320, 4, true),
+    LORA("lora 4096 320-2560 rank 4 backward", 4096, 320, 2560, 4, true),
+    LORA("lora 256 1280-1280 rank 4 backward", 256, 1280, 1280, 4, true),
+    LORA("lora 1024 640-640 rank 128 backward", 1024, 640, 640, 128, true),
     NORM("norm+silu 64x64 320", 64, 320, false),
     NORM("norm+silu 32x32 640", 32, 640, false),
     NORM("norm+silu 512x512 128 (VAE)", 512, 128, false),
@@ -163,7 +171,7 @@ static double peak(size_t runs)
 static void bench(const struct row *r, const struct ops *ops, size_t runs)
 {
     const struct op *op = op_table[r->op];
-    struct tensor in[4], out[OP_MAX_OUT] = {{0}}, dout = {0}, din[3] = {{0}};
+    struct tensor in[4], out[OP_MAX_OUT] = {{0}}, dout = {0}, din[4] = {{0}};
     struct op_call c = {.attr = &r->attr, .arithmetic = ops->arithmetic};
     struct err err = {0};
     double best = HUGE_VAL, flops, top;
@@ -189,7 +197,9 @@ static void bench(const struct row *r, const struct ops *ops, size_t runs)
         ops->forward[r->op](&c, &err);
         dout = make(&out[0].shape, DT_F32, 1);
         c.dout[0] = &dout;
-        for (int i = 0; i < (r->op == OP_attention ? 3 : 1); i++) { /* weights are frozen */
+        for (int i = 0; i < 4; i++) { /* weights are frozen, and a LoRA's base passes its gradient on */
+            if (r->op == OP_attention ? i > 2 : r->op == OP_lora ? i < 1 : i > 0)
+                continue;
             din[i] = make(&in[i].shape, DT_F32, 0);
             c.din[i] = &din[i];
         }
@@ -215,7 +225,7 @@ static void bench(const struct row *r, const struct ops *ops, size_t runs)
         free(out[i].data);
     free(c.scratch);
     free(dout.data);
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         free(din[i].data);
 }
 
