@@ -127,6 +127,7 @@ static void nothing_left(void)
     assert_int_equal(pretend_counts.blocks, 0);
     assert_int_equal(pretend_counts.weights, 0);
     assert_int_equal(pretend_counts.recordings, 0);
+    assert_int_equal(pretend_counts.host, 0);
 }
 
 /* In f32 the device computes with ref's code on the same numbers: the same bytes, in the first run, when the second is recorded
@@ -184,6 +185,42 @@ static void test_keep_params(void **state)
     run_once(r, &b, NULL, got);
     assert_memory_not_equal(got, want, sizeof want);
     run_free(r);
+    drop(&b);
+}
+
+/* All gradients come in one copy; whatever lies elsewhere or has another type comes too. */
+static void test_read_many(void **state)
+{
+    float want[RESULT], got[RESULT];
+    void *dst[PARAMS + 2];
+    struct err err = {0};
+    struct block b;
+    struct run *r;
+    struct ops ops;
+    int values[PARAMS + 2];
+
+    (void)state;
+    build(&b);
+    for (int i = 0; i < PARAMS; i++) {
+        values[i] = b.grad[i];
+        dst[i] = got + 1 + OUT + i * RANK * WIDTH;
+    }
+    values[PARAMS] = b.loss, values[PARAMS + 1] = b.y;
+    dst[PARAMS] = got, dst[PARAMS + 1] = got + 1;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        pretend_ops(&ops, bf16 ? DT_BF16 : DT_F32, 0, 0);
+        MUST(run_new(&r, b.g, &ops, &err));
+        run_once(r, &b, NULL, want);
+        memset(got, 0, sizeof got);
+        pretend_counts.reads = 0;
+        MUST(run_read_many(r, values, dst, PARAMS, &err));
+        assert_int_equal(pretend_counts.reads, 1);
+        assert_memory_equal(got + 1 + OUT, want + 1 + OUT, PARAMS * RANK * WIDTH * sizeof *got);
+        MUST(run_read_many(r, values, dst, PARAMS + 2, &err));
+        assert_memory_equal(got, want, sizeof want);
+        run_free(r);
+        nothing_left();
+    }
     drop(&b);
 }
 
@@ -366,7 +403,7 @@ static void test_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bytes),     cmocka_unit_test(test_keep_params), cmocka_unit_test(test_fallback),
+        cmocka_unit_test(test_same_bytes),     cmocka_unit_test(test_keep_params), cmocka_unit_test(test_read_many), cmocka_unit_test(test_fallback),
         cmocka_unit_test(test_bf16),           cmocka_unit_test(test_shared_weights), cmocka_unit_test(test_watched),
         cmocka_unit_test(test_out_of_memory),
     };

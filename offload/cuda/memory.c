@@ -62,10 +62,32 @@ static void give_back(void *data)
     cudaFree(data);
 }
 
-/* From pageable memory: the driver has taken the bytes when the call returns. */
+static void *get_pinned(size_t bytes, const char *what, struct err *err)
+{
+    void *data = NULL;
+
+    if (cudaMallocHost(&data, bytes ? bytes : 1) == cudaSuccess)
+        return data;
+    cudaGetLastError();
+    err_memory(err, bytes, what);
+    return NULL;
+}
+
+static void free_pinned(void *data)
+{
+    if (data)
+        cudaFreeHost(data);
+}
+
+/* The driver has taken bytes of pageable memory when the call returns; pinned memory is read later, so that is waited for. */
 static int put(void *dst, const void *src, size_t bytes, struct err *err)
 {
-    return state_check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, state.stream), "take data", err);
+    struct cudaPointerAttributes where;
+    cudaError_t code = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, state.stream);
+
+    if (code == cudaSuccess && cudaPointerGetAttributes(&where, src) == cudaSuccess && where.type == cudaMemoryTypeHost)
+        code = cudaStreamSynchronize(state.stream);
+    return state_check(code, "take data", err);
 }
 
 static int wait(struct err *err)
@@ -164,7 +186,8 @@ static void record_free(void *recording)
 struct ops_device memory_table(void)
 {
     return (struct ops_device){
-        .storage = state.storage, .alloc = get, .free = give_back, .write = put, .read = fetch, .sync = wait,
+        .storage = state.storage, .alloc = get, .free = give_back, .write = put, .read = fetch, .sync = wait, .alloc_host = get_pinned,
+        .free_host = free_pinned,
         .weight_type = weight_type, .weight = weight_get, .unweight = weight_drop, .weight_bytes = weight_bytes, .params = params,
         .shadow_bytes = shadow_bytes, .record_begin = record_begin, .record_end = record_end, .replay = replay,
         .record_free = record_free};

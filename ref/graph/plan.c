@@ -10,6 +10,7 @@ struct block {
 };
 
 struct rank {
+    bool front; /* placed before all others */
     size_t bytes, first, block;
 };
 
@@ -125,11 +126,23 @@ static int larger_first(const void *a, const void *b)
 {
     const struct rank *x = a, *y = b;
 
+    if (x->front != y->front)
+        return x->front ? -1 : 1;
+    if (x->front)
+        return x->block < y->block ? -1 : 1;
     if (x->bytes != y->bytes)
         return x->bytes < y->bytes ? 1 : -1;
     if (x->first != y->first)
         return x->first < y->first ? -1 : 1;
     return x->block < y->block ? -1 : 1;
+}
+
+/* Gradients that are read after the run lie side by side on a device, so that one copy brings them all. */
+static bool goes_together(const struct planner *p, size_t block)
+{
+    const struct graph_value *v = block < p->g->value_count ? &p->g->values[block] : NULL;
+
+    return p->ops->device && v && v->kind == VALUE_GRAD && v->keep;
 }
 
 /* The lowest offset where b collides with nobody placed who lives at the same time; placed [count] is sorted by offset. */
@@ -201,7 +214,7 @@ static int make(struct planner *p, size_t *placed, struct err *err)
     add_scratch(p);
     for (size_t i = 0; i < all; i++)
         if (p->blocks[i].bytes > 0)
-            p->order[count++] = (struct rank){p->blocks[i].bytes, p->blocks[i].first, i};
+            p->order[count++] = (struct rank){goes_together(p, i), p->blocks[i].bytes, p->blocks[i].first, i};
     qsort(p->order, count, sizeof *p->order, larger_first);
     place(p, count, placed);
     for (size_t i = 0; i < p->g->value_count; i++)

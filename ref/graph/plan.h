@@ -3,7 +3,7 @@
  *
  * A value lives from the node that makes it to the last that reads it (inputs from the start, kept values to the end); a
  * node's scratch lives during the node. An op that may work in place does so when its input dies there. Offsets: largest
- * first, lowest place that is free over the whole lifetime.
+ * first, lowest place that is free over the whole lifetime; on a device kept gradients before all others, side by side.
  */
 #ifndef REF_GRAPH_PLAN_H
 #define REF_GRAPH_PLAN_H

@@ -92,6 +92,16 @@ int run_read(struct run *r, int value, void *dst, struct err *err)
     return 0;
 }
 
+int run_read_many(struct run *r, const int *values, void *const *dst, size_t n, struct err *err)
+{
+    if (r->device)
+        return run_device_read_many(r, values, dst, n, err);
+    for (size_t i = 0; i < n; i++)
+        if (run_read(r, values[i], dst[i], err) < 0)
+            return -1;
+    return 0;
+}
+
 struct tensor run_tensor(struct run *r, int value)
 {
     const struct graph_value *v = &r->g->values[value];

@@ -38,6 +38,9 @@ void *run_data(struct run *r, int value);
 int run_write(struct run *r, int value, const void *src, struct err *err);
 int run_read(struct run *r, int value, void *dst, struct err *err);
 
+/* Reads values [n] to dst [n]: on a device in few copies, since those of trained factors' gradients lie side by side. */
+int run_read_many(struct run *r, const int *values, void *const *dst, size_t n, struct err *err);
+
 /* A view of the value, data as run_data() says. */
 struct tensor run_tensor(struct run *r, int value);
 

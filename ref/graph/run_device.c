@@ -17,6 +17,19 @@ size_t run_device_count(const struct shape *s)
     return shape_numel(s, &n) ? n : 0;
 }
 
+static void *get_host(const struct run_device *d, size_t bytes, const char *what, struct err *err)
+{
+    return d->ops->alloc_host ? d->ops->alloc_host(bytes, what, err) : mem_new(bytes, what, err);
+}
+
+static void free_host(const struct run_device *d, void *data)
+{
+    if (d->ops->free_host)
+        d->ops->free_host(data);
+    else
+        free(data);
+}
+
 /* Params lie one after another, each from an aligned place on. */
 static int place_params(struct run *r, struct err *err)
 {
@@ -33,7 +46,9 @@ static int place_params(struct run *r, struct err *err)
     d->param_count = bytes / sizeof(float);
     if (bytes == 0)
         return 0;
-    d->staged = mem_zero(bytes, 1, "the trained factors", err); /* gaps stay zero */
+    d->staged = get_host(d, bytes, "the trained factors", err);
+    if (d->staged)
+        memset(d->staged, 0, bytes); /* gaps stay zero */
     d->params = d->staged ? d->ops->alloc(bytes + d->ops->shadow_bytes(d->param_count), "the trained factors", err) : NULL;
     return d->params ? 0 : -1;
 }
@@ -116,7 +131,8 @@ void run_device_free(struct run *r)
     d->ops->free(d->params);
     d->ops->free(r->arena);
     r->arena = NULL;
-    free(d->staged);
+    free_host(d, d->staged);
+    free_host(d, d->gathered);
     free(d->weights);
     free(d->seen);
     free(d->param_at);
@@ -283,6 +299,56 @@ int run_device_read(struct run *r, int value, void *dst, struct err *err)
     struct tensor t;
 
     return locate(r, value, &t, err) < 0 ? -1 : run_device_get(r->device, &t, r->g->values[value].dtype, dst, err);
+}
+
+/* Values whose bytes are the caller's and that fill most of what lies between the first and the last of them. */
+static bool side_by_side(struct run *r, const int *values, size_t n, char **first, size_t *bytes)
+{
+    size_t low = SIZE_MAX, high = 0, sum = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        const struct graph_value *v = &r->typed.values[values[i]];
+        size_t at = r->plan->offset[values[i]], size = run_device_count(&v->shape) * dtype_size(v->dtype);
+
+        if (v->source || at == PLAN_NOWHERE || v->dtype != r->g->values[values[i]].dtype)
+            return false;
+        low = at < low ? at : low;
+        high = at + size > high ? at + size : high;
+        sum += size;
+    }
+    *first = r->arena + low;
+    *bytes = high - low;
+    return *bytes <= 2 * sum;
+}
+
+int run_device_read_many(struct run *r, const int *values, void *const *dst, size_t n, struct err *err)
+{
+    struct run_device *d = r->device;
+    size_t bytes;
+    char *first;
+
+    if (n == 0)
+        return 0;
+    if (!side_by_side(r, values, n, &first, &bytes)) {
+        for (size_t i = 0; i < n; i++)
+            if (run_device_read(r, values[i], dst[i], err) < 0)
+                return -1;
+        return 0;
+    }
+    if (bytes > d->gathered_bytes) {
+        free_host(d, d->gathered);
+        d->gathered = get_host(d, bytes, "gradients", err);
+        d->gathered_bytes = d->gathered ? bytes : 0;
+    }
+    if (!d->gathered || d->ops->read(d->gathered, first, bytes, err) < 0)
+        return -1;
+    for (size_t i = 0; i < n; i++) {
+        const struct graph_value *v = &r->typed.values[values[i]];
+
+        memcpy(dst[i], d->gathered + (r->arena + r->plan->offset[values[i]] - first),
+               run_device_count(&v->shape) * dtype_size(v->dtype));
+    }
+    return 0;
 }
 
 int run_device_sync(struct run *r, struct err *err)

@@ -9,7 +9,9 @@ struct run_device {
     struct tensor *weights; /* [value_count] on the device */
     const void **seen;      /* [value_count] host data that weights[i] is the copy of; NULL: none yet */
     float *params;          /* on the device: [param_count], then the slots' shadow */
-    float *staged;          /* [param_count] on the host, on the way there */
+    float *staged;          /* [param_count] on the host, on the way there (alloc_host) */
+    char *gathered;         /* values side by side, on the way back (alloc_host) */
+    size_t gathered_bytes;
     size_t *param_at;       /* [value_count] place of a param in params */
     size_t param_count;
     void *recording;

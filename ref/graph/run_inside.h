@@ -43,6 +43,7 @@ struct tensor run_device_source(struct run *r, int value);
 /* Host bytes of the value's declared type <-> the device. */
 int run_device_write(struct run *r, int value, const void *src, struct err *err);
 int run_device_read(struct run *r, int value, void *dst, struct err *err);
+int run_device_read_many(struct run *r, const int *values, void *const *dst, size_t n, struct err *err);
 int run_device_sync(struct run *r, struct err *err);
 
 /* All nodes, one after another (run.c). */

@@ -28,6 +28,9 @@ struct ops_device {
     void (*free)(void *data);                                        /* after all work that was asked for; NULL is fine */
     int (*write)(void *dst, const void *src, size_t bytes, struct err *err); /* to the device; src may be changed afterwards */
     int (*read)(void *dst, const void *src, size_t bytes, struct err *err);  /* from the device */
+    /* Memory of the program that write() and read() are fastest with. Both NULL: any is as good. */
+    void *(*alloc_host)(size_t bytes, const char *what, struct err *err);
+    void (*free_host)(void *data);
     int (*sync)(struct err *err); /* waits for everything; reports what went wrong meanwhile */
     /* The type that the device's copy of a frozen tensor has; product: it is only read as the weight of linear and conv2d, and is
      * no LoRA's. DT_U8 (two codes a byte) and DT_I8 are blocks with a factor each, of the same shape. */

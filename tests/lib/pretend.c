@@ -86,10 +86,23 @@ static int put(void *dst, const void *src, size_t bytes, struct err *err)
 static int fetch(void *dst, const void *src, size_t bytes, struct err *err)
 {
     (void)err;
+    pretend_counts.reads++;
     access_to(PROT_READ);
     memcpy(dst, src, bytes);
     access_to(PROT_NONE);
     return 0;
+}
+
+static void *get_host(size_t bytes, const char *what, struct err *err)
+{
+    pretend_counts.host++;
+    return mem_new(bytes, what, err);
+}
+
+static void give_host(void *data)
+{
+    pretend_counts.host -= data != NULL;
+    free(data);
 }
 
 static int nothing(struct err *err)
@@ -351,7 +364,7 @@ void pretend_ops(struct ops *ops, enum dtype storage, unsigned long without, siz
 {
     ops_ref(ops);
     ops->name = "pretend";
-    device = (struct ops_device){storage, get, give_back, put, fetch, nothing, weight_type, weight, unweight, weight_bytes, params,
+    device = (struct ops_device){storage, get, give_back, put, fetch, get_host, give_host, nothing, weight_type, weight, unweight, weight_bytes, params,
                                  shadow_bytes, record_begin, record_end, replay, record_free};
     ops->device = &device;
     allocations = 0;

@@ -7,6 +7,8 @@
 
 struct pretend_counts {
     size_t blocks;    /* allocated and not freed */
+    size_t host;      /* blocks of alloc_host() */
+    size_t reads;     /* copies from the device */
     size_t uploads;   /* weights copied there */
     size_t weights;   /* of them still there */
     size_t products;  /* weights that were said to be only those of products */
