@@ -2,123 +2,131 @@
  *     y = act(gamma (x - mean) rstd + beta), mean and variance over a group's channels and all pixels of a sample.
  *
  * Two launches a direction: strips of rows give two sums for each group; every block of the second launch joins them, in
- * order, and does its strip. The forward sums x - shift, the shift being the mean of the group's first pixel, so that nothing
+ * order, and does its strip. The forward sums x - shift, the shift being the group's first number in the sample, so that nothing
  * cancels where the mean is large.
- * Scratch: sums [n, strips, groups, 2], shifts [n, groups]. */
+ * Scratch: sums [n, groups, strips, 2], shifts [n, groups]. */
 #include "offload/cuda/norm.cuh"
 
-/* The sums of all lanes, group by group: sum [2][lanes][c] in shared memory -> part [groups][2]. A warp a group. */
-__device__ inline void join_lanes(const NormShape &s, const float *sum, float *part)
+/* Puts a thread's sums a, b of N channels into sum [2][lanes][c] in shared memory. */
+template <int N> __device__ inline void keep_sums(const NormShape &s, unsigned c0, const float a[N], const float b[N], float *sum)
 {
-    unsigned lane = threadIdx.x % WARP, size = (unsigned)s.size, count = s.lanes * size;
+    unsigned at = norm_lane(s) * s.c + c0;
 
-    for (size_t g = threadIdx.x / WARP; g < s.groups; g += NORM_THREADS / WARP)
-        for (size_t k = 0; k < 2; k++) {
-            float total = 0;
-
-            for (unsigned i = lane; i < count; i += WARP)
-                total += sum[(k * s.lanes + i / size) * s.c + g * size + i % size];
-            total = warp_sum(total);
-            if (lane == 0)
-                part[g * 2 + k] = total;
-        }
+    for (int j = 0; j < N; j++) {
+        sum[at + j] = a[j];
+        sum[s.lanes * s.c + at + j] = b[j];
+    }
 }
 
-/* The strips' sums of one sample: part [strips, groups, 2] -> total [groups][2] in shared memory. A warp a group. */
-__device__ inline void join_strips(const NormShape &s, const float *part, float *total)
+/* The sums of all lanes, group by group, to part [groups, strips, 2]. A warp a group. */
+__device__ inline void join_lanes(const NormShape &s, const float *sum, float *part)
 {
-    unsigned lane = threadIdx.x % WARP;
+    unsigned lane = threadIdx.x % WARP, count = s.lanes * s.size;
 
-    for (size_t g = threadIdx.x / WARP; g < s.groups; g += NORM_THREADS / WARP) {
+    __syncthreads();
+    for (unsigned g = threadIdx.x / WARP; g < s.groups; g += NORM_THREADS / WARP) {
+        const float *first = sum + g * s.size, *second = first + s.lanes * s.c;
         float a = 0, b = 0;
 
-        for (size_t i = lane; i < s.strips; i += WARP) {
-            a += part[(i * s.groups + g) * 2];
-            b += part[(i * s.groups + g) * 2 + 1];
+        for (unsigned i = lane; i < count; i += WARP) {
+            unsigned at = i / s.size * s.c + i % s.size;
+
+            a += first[at];
+            b += second[at];
         }
         a = warp_sum(a);
         b = warp_sum(b);
         if (lane == 0) {
-            total[g * 2] = a;
-            total[g * 2 + 1] = b;
+            float v[2] = {a, b};
+
+            store<float, 2>(part + (g * s.strips + blockIdx.x) * 2, v);
         }
     }
-    __syncthreads();
 }
 
-/* Means of each group over the first pixel of a sample, to shared memory. A warp a group. */
-template <class T> __device__ inline void find_shift(const NormShape &s, const T *x, float *shift)
+/* The strips' sums of group g: by a whole warp. */
+__device__ inline void join_strips(const NormShape &s, const float *part, unsigned g, float total[2])
 {
-    unsigned lane = threadIdx.x % WARP;
+    total[0] = total[1] = 0;
+#pragma unroll 4
+    for (unsigned i = threadIdx.x % WARP; i < s.strips; i += WARP) {
+        float v[2];
 
-    for (size_t g = threadIdx.x / WARP; g < s.groups; g += NORM_THREADS / WARP) {
-        float total = 0;
-
-        for (size_t i = lane; i < s.size; i += WARP)
-            total += to_f32(x[g * s.size + i]);
-        total = warp_sum(total);
-        if (lane == 0)
-            shift[g] = total / (float)s.size;
+        load<float, 2>(v, part + (g * s.strips + i) * 2);
+        total[0] += v[0];
+        total[1] += v[1];
     }
-    __syncthreads();
+    total[0] = warp_sum(total[0]);
+    total[1] = warp_sum(total[1]);
 }
 
-/* Puts a thread's sums a, b of N channels where join_lanes() looks. */
-template <int N> __device__ inline void keep_sums(const NormShape &s, size_t c0, const float a[N], const float b[N], float *sum)
+/* What belongs to the groups of N channels from c0 on: f(j, group) for each. */
+template <int N, class F> __device__ inline void each_group(const NormShape &s, unsigned c0, F f)
 {
-    size_t lane = norm_lane(s);
+    unsigned g = c0 / s.size, at = c0 - g * s.size;
 
+#pragma unroll
     for (int j = 0; j < N; j++) {
-        sum[lane * s.c + c0 + j] = a[j];
-        sum[(s.lanes + lane) * s.c + c0 + j] = b[j];
+        f(j, g);
+        if (++at == s.size) {
+            at = 0;
+            g++;
+        }
     }
 }
 
 template <class T, int N> __global__ void __launch_bounds__(NORM_THREADS)
     group_norm_sums_kernel(NormShape s, const T *x, float *part, float *shifts)
 {
-    float *sum = reinterpret_cast<float *>(shared_memory()), *shift = sum + 2 * s.lanes * s.c;
-    size_t sample = blockIdx.y, end = norm_end(s);
+    float *sum = reinterpret_cast<float *>(shared_memory());
+    size_t sample = blockIdx.y;
+    unsigned end = norm_end(s);
 
     x += sample * s.rows * s.c;
-    find_shift(s, x, shift);
-    for (size_t v = norm_column(s); v < s.across && norm_lane(s) < s.lanes; v += NORM_THREADS) {
-        float a[N] = {0}, b[N] = {0}, k[N], value[N];
-        size_t c0 = v * N;
+    for (unsigned v = norm_column(s); v < s.across && norm_lane(s) < s.lanes; v += NORM_THREADS) {
+        float a[N] = {0}, b[N] = {0}, k[N];
+        unsigned c0 = v * N;
 
-        for (int j = 0; j < N; j++)
-            k[j] = shift[(c0 + j) / s.size];
-#pragma unroll 4
-        for (size_t i = norm_first(s) + norm_lane(s); i < end; i += s.lanes) {
-            load<T, N>(value, x + i * s.c + c0);
-            for (int j = 0; j < N; j++) {
-                float d = value[j] - k[j];
+        each_group<N>(s, c0, [&](int j, unsigned g) { k[j] = to_f32(x[g * s.size]); });
+        for (unsigned i = norm_first(s); i < end; i += NORM_BATCH * s.lanes) {
+            NormBatch<T, N, NORM_BATCH> batch;
 
-                a[j] += d;
-                b[j] += d * d;
-            }
+            batch.load(s, x, i, end, c0);
+#pragma unroll
+            for (int r = 0; r < NORM_BATCH; r++)
+                if (i + r * s.lanes < end)
+                    for (int j = 0; j < N; j++) {
+                        float d = to_f32(batch.at[r].at[j]) - k[j];
+
+                        a[j] += d;
+                        b[j] += d * d;
+                    }
         }
         keep_sums<N>(s, c0, a, b, sum);
     }
-    __syncthreads();
-    join_lanes(s, sum, part + (sample * s.strips + blockIdx.x) * s.groups * 2);
-    for (size_t g = threadIdx.x; g < s.groups && blockIdx.x == 0; g += NORM_THREADS)
-        shifts[sample * s.groups + g] = shift[g];
+    join_lanes(s, sum, part + sample * s.strips * s.groups * 2);
+    for (unsigned g = threadIdx.x; g < s.groups && blockIdx.x == 0; g += NORM_THREADS)
+        shifts[sample * s.groups + g] = to_f32(x[g * s.size]);
 }
 
-/* total [groups][2]: sums of x - shift and of its square -> mean and rstd; one block also keeps them in stats [groups, 2] */
-__device__ inline void finish_stats(const NormShape &s, const float *shifts, float *total, float *stats)
+/* Mean and rstd of every group to shared memory [groups][2]; one block of a sample also keeps them in stats [groups, 2]. */
+__device__ inline void finish_stats(const NormShape &s, const float *part, const float *shifts, float *total, float *stats)
 {
-    float count = (float)(s.rows * s.size);
+    float count = (float)s.rows * (float)s.size;
 
-    for (size_t g = threadIdx.x; g < s.groups; g += NORM_THREADS) {
-        float mean = total[2 * g] / count, square = total[2 * g + 1] / count;
+    for (unsigned g = threadIdx.x / WARP; g < s.groups; g += NORM_THREADS / WARP) {
+        float sums[2], shift = shifts[g];
 
-        total[2 * g] = shifts[g] + mean;
-        total[2 * g + 1] = 1 / sqrtf(fmaxf(square - mean * mean, 0) + s.eps);
-        if (blockIdx.x == 0) {
-            stats[2 * g] = total[2 * g];
-            stats[2 * g + 1] = total[2 * g + 1];
+        join_strips(s, part, g, sums);
+        if (threadIdx.x % WARP == 0) {
+            float mean = sums[0] / count, rstd = 1 / sqrtf(fmaxf(sums[1] / count - mean * mean, 0) + s.eps);
+
+            total[2 * g] = shift + mean;
+            total[2 * g + 1] = rstd;
+            if (blockIdx.x == 0) {
+                stats[2 * g] = shift + mean;
+                stats[2 * g + 1] = rstd;
+            }
         }
     }
     __syncthreads();
@@ -129,54 +137,58 @@ template <class T, int N> __global__ void __launch_bounds__(NORM_THREADS)
                             const float *shifts, float *stats)
 {
     float *total = reinterpret_cast<float *>(shared_memory());
-    size_t sample = blockIdx.y, end = norm_end(s);
+    size_t sample = blockIdx.y;
+    unsigned end = norm_end(s);
+    NormBatch<T, N, NORM_BATCH> batch;
 
     x += sample * s.rows * s.c;
     y += sample * s.rows * s.c;
-    join_strips(s, part + sample * s.strips * s.groups * 2, total);
-    finish_stats(s, shifts + sample * s.groups, total, stats + sample * s.groups * 2);
-    for (size_t v = norm_column(s); v < s.across && norm_lane(s) < s.lanes; v += NORM_THREADS) {
-        float mean[N], scale[N], offset[N], value[N];
-        size_t c0 = v * N;
+    batch.load(s, x, norm_first(s), end, norm_column(s) * N); /* under way while the sums are joined */
+    finish_stats(s, part + sample * s.strips * s.groups * 2, shifts + sample * s.groups, total, stats + sample * s.groups * 2);
+    for (unsigned v = norm_column(s); v < s.across && norm_lane(s) < s.lanes; v += NORM_THREADS) {
+        float scale[N], offset[N], mean[N], value[N];
+        unsigned c0 = v * N, i = norm_first(s);
 
-        for (int j = 0; j < N; j++) {
-            size_t g = (c0 + j) / s.size;
-
+        each_group<N>(s, c0, [&](int j, unsigned g) {
             mean[j] = total[2 * g];
             scale[j] = total[2 * g + 1] * gamma[c0 + j];
             offset[j] = beta[c0 + j];
-        }
-        for (size_t i = norm_first(s) + norm_lane(s); i < end; i += s.lanes) {
-            load<T, N>(value, x + i * s.c + c0);
-            for (int j = 0; j < N; j++)
-                value[j] = act_apply(s.act, (value[j] - mean[j]) * scale[j] + offset[j]);
-            store<T, N>(y + i * s.c + c0, value);
-        }
+        });
+        if (v != norm_column(s))
+            batch.load(s, x, i, end, c0);
+        for (; i < end; i += NORM_BATCH * s.lanes, batch.load(s, x, i, end, c0))
+#pragma unroll
+            for (int r = 0; r < NORM_BATCH; r++) {
+                for (int j = 0; j < N; j++)
+                    value[j] = act_apply(s.act, (to_f32(batch.at[r].at[j]) - mean[j]) * scale[j] + offset[j]);
+                if (i + r * s.lanes < end)
+                    store<T, N>(y + (size_t)(i + r * s.lanes) * s.c + c0, value);
+            }
     }
 }
 
-/* Backward. With e = dy act'(y before act) gamma:
- *     dx = rstd e - (x - mean) slope - level,  level = rstd mean(e),  slope = rstd^3 mean(e (x - mean)). */
+/* Backward. With e = dy act'(y before act) gamma rstd:
+ *     dx = e - (x - mean) slope - level,  level = mean(e),  slope = rstd^2 mean(e (x - mean)). */
+
+enum { BACK_BATCH = 2 }; /* rows of both x and dy under way: registers set the limit */
 
 /* What the backward needs of N channels. */
 template <int N> struct Channels {
-    float mean[N], rstd[N], gamma[N], beta[N];
+    float mean[N], scale[N], offset[N];
 
-    __device__ Channels(const NormShape &s, size_t c0, const float *stats, const float *gammas, const float *betas)
+    __device__ void load(const NormShape &s, unsigned c0, const float *stats, const float *gamma, const float *beta)
     {
-        for (int j = 0; j < N; j++) {
-            size_t g = (c0 + j) / s.size;
-
+        each_group<N>(s, c0, [&](int j, unsigned g) {
             mean[j] = stats[2 * g];
-            rstd[j] = stats[2 * g + 1];
-            gamma[j] = gammas[c0 + j];
-            beta[j] = betas[c0 + j];
-        }
+            scale[j] = stats[2 * g + 1] * gamma[c0 + j];
+            offset[j] = beta[c0 + j];
+        });
     }
 
+    /* e of channel j, given x - mean */
     __device__ float slope(const NormShape &s, int j, float x, float dy) const
     {
-        return dy * gamma[j] * act_slope(s.act, (x - mean[j]) * rstd[j] * gamma[j] + beta[j]);
+        return dy * scale[j] * act_slope(s.act, x * scale[j] + offset[j]);
     }
 };
 
@@ -185,59 +197,84 @@ template <class T, int N> __global__ void __launch_bounds__(NORM_THREADS)
                              float *part)
 {
     float *sum = reinterpret_cast<float *>(shared_memory());
-    size_t sample = blockIdx.y, end = norm_end(s);
+    size_t sample = blockIdx.y;
+    unsigned end = norm_end(s);
 
     x += sample * s.rows * s.c;
     dy += sample * s.rows * s.c;
-    for (size_t v = norm_column(s); v < s.across && norm_lane(s) < s.lanes; v += NORM_THREADS) {
-        float a[N] = {0}, b[N] = {0}, value[N], d[N];
-        Channels<N> ch(s, v * N, stats + sample * s.groups * 2, gamma, beta);
+    for (unsigned v = norm_column(s); v < s.across && norm_lane(s) < s.lanes; v += NORM_THREADS) {
+        float a[N] = {0}, b[N] = {0};
+        unsigned c0 = v * N;
+        Channels<N> ch;
 
-#pragma unroll 2
-        for (size_t i = norm_first(s) + norm_lane(s); i < end; i += s.lanes) {
-            load<T, N>(value, x + i * s.c + v * N);
-            load<T, N>(d, dy + i * s.c + v * N);
-            for (int j = 0; j < N; j++) {
-                float e = ch.slope(s, j, value[j], d[j]);
+        ch.load(s, c0, stats + sample * s.groups * 2, gamma, beta);
+        for (unsigned i = norm_first(s); i < end; i += BACK_BATCH * s.lanes) {
+            NormBatch<T, N, BACK_BATCH> in, slope;
 
-                a[j] += e;
-                b[j] += e * (value[j] - ch.mean[j]);
-            }
+            in.load(s, x, i, end, c0);
+            slope.load(s, dy, i, end, c0); /* zero behind the end: adds nothing */
+#pragma unroll
+            for (int r = 0; r < BACK_BATCH; r++)
+                for (int j = 0; j < N; j++) {
+                    float d = to_f32(in.at[r].at[j]) - ch.mean[j], e = ch.slope(s, j, d, to_f32(slope.at[r].at[j]));
+
+                    a[j] += e;
+                    b[j] += e * d;
+                }
         }
-        keep_sums<N>(s, v * N, a, b, sum);
+        keep_sums<N>(s, c0, a, b, sum);
     }
-    __syncthreads();
-    join_lanes(s, sum, part + (sample * s.strips + blockIdx.x) * s.groups * 2);
+    join_lanes(s, sum, part + sample * s.strips * s.groups * 2);
 }
 
 template <class T, int N> __global__ void __launch_bounds__(NORM_THREADS)
     group_norm_gradient_kernel(NormShape s, const T *x, const float *gamma, const float *beta, const float *stats, const T *dy,
                                T *dx, const float *part)
 {
-    float *total = reinterpret_cast<float *>(shared_memory()), count = (float)(s.rows * s.size);
-    size_t sample = blockIdx.y, end = norm_end(s);
+    float *total = reinterpret_cast<float *>(shared_memory()), count = (float)s.rows * (float)s.size;
+    size_t sample = blockIdx.y;
+    unsigned end = norm_end(s);
 
     x += sample * s.rows * s.c;
     dy += sample * s.rows * s.c;
     dx += sample * s.rows * s.c;
-    join_strips(s, part + sample * s.strips * s.groups * 2, total);
-    for (size_t v = norm_column(s); v < s.across && norm_lane(s) < s.lanes; v += NORM_THREADS) {
-        float level[N], slope[N], value[N], d[N];
-        size_t c0 = v * N;
-        Channels<N> ch(s, c0, stats + sample * s.groups * 2, gamma, beta);
+    for (unsigned g = threadIdx.x / WARP; g < s.groups; g += NORM_THREADS / WARP) {
+        float sums[2];
 
-        for (int j = 0; j < N; j++) {
-            size_t g = (c0 + j) / s.size;
+        join_strips(s, part + sample * s.strips * s.groups * 2, g, sums);
+        if (threadIdx.x % WARP == 0) {
+            float rstd = stats[(sample * s.groups + g) * 2 + 1];
 
-            level[j] = ch.rstd[j] * total[2 * g] / count;
-            slope[j] = ch.rstd[j] * ch.rstd[j] * ch.rstd[j] * total[2 * g + 1] / count;
+            total[2 * g] = sums[0] / count;
+            total[2 * g + 1] = rstd * rstd * sums[1] / count;
         }
-        for (size_t i = norm_first(s) + norm_lane(s); i < end; i += s.lanes) {
-            load<T, N>(value, x + i * s.c + c0);
-            load<T, N>(d, dy + i * s.c + c0);
-            for (int j = 0; j < N; j++)
-                d[j] = ch.rstd[j] * ch.slope(s, j, value[j], d[j]) - (value[j] - ch.mean[j]) * slope[j] - level[j];
-            store<T, N>(dx + i * s.c + c0, d);
+    }
+    __syncthreads();
+    for (unsigned v = norm_column(s); v < s.across && norm_lane(s) < s.lanes; v += NORM_THREADS) {
+        float level[N], slope[N], d[N];
+        unsigned c0 = v * N;
+        Channels<N> ch;
+
+        ch.load(s, c0, stats + sample * s.groups * 2, gamma, beta);
+        each_group<N>(s, c0, [&](int j, unsigned g) {
+            level[j] = total[2 * g];
+            slope[j] = total[2 * g + 1];
+        });
+        for (unsigned i = norm_first(s); i < end; i += BACK_BATCH * s.lanes) {
+            NormBatch<T, N, BACK_BATCH> in, out;
+
+            in.load(s, x, i, end, c0);
+            out.load(s, dy, i, end, c0);
+#pragma unroll
+            for (int r = 0; r < BACK_BATCH; r++) {
+                for (int j = 0; j < N; j++) {
+                    float value = to_f32(in.at[r].at[j]) - ch.mean[j];
+
+                    d[j] = ch.slope(s, j, value, to_f32(out.at[r].at[j])) - value * slope[j] - level[j];
+                }
+                if (i + r * s.lanes < end)
+                    store<T, N>(dx + (size_t)(i + r * s.lanes) * s.c + c0, d);
+            }
         }
     }
 }
@@ -262,7 +299,7 @@ template <class T, class F> int with_vector(size_t rows, size_t c, size_t groups
 
 static bool fits(size_t n, size_t rows, size_t c, size_t groups)
 {
-    return n > 0 && n <= 65535 && rows > 0 && groups > 0 && c % groups == 0 && c > 0 && c / groups < 1 << 20;
+    return n > 0 && n <= 65535 && rows > 0 && rows < 1 << 30 && groups > 0 && c % groups == 0 && c > 0 && c < 1 << 20;
 }
 
 int kernel_group_norm(cudaStream_t s, enum kernel_type t, enum kernel_act act, const void *x, const float *gamma,
@@ -276,13 +313,13 @@ int kernel_group_norm(cudaStream_t s, enum kernel_type t, enum kernel_act act, c
         return with_vector<T>(rows, c, groups, [=](auto vector, NormShape shape) {
             constexpr int N = decltype(vector)::value;
             float *part = (float *)scratch, *shifts = part + n * shape.strips * groups * 2;
-            size_t shared = (2 * shape.lanes * c + groups) * sizeof(float);
             dim3 grid(shape.strips, (unsigned)n);
             int e;
 
             shape.eps = eps;
             shape.act = act;
-            e = launch(group_norm_sums_kernel<T, N>, grid, NORM_THREADS, shared, s, shape, (const T *)x, part, shifts);
+            e = launch(group_norm_sums_kernel<T, N>, grid, NORM_THREADS, 2 * shape.lanes * c * sizeof(float), s, shape,
+                       (const T *)x, part, shifts);
             return e ? e
                      : launch(group_norm_apply_kernel<T, N>, grid, NORM_THREADS, 2 * groups * sizeof(float), s, shape,
                               (const T *)x, gamma, beta, (T *)y, (const float *)part, (const float *)shifts, stats);
