@@ -72,6 +72,8 @@ void cases_norm(void)
         group_norm(t, 1, 3, 4160, 32, true, 0); /* more channels than a block has vectors */
         layer_norm(t, 11, 40, 0);
         layer_norm(t, 3, 1283, 30);
+        layer_norm(t, 9, 1288, 0);
+        layer_norm(t, 2, 4096, 0);
         if (cases_full()) {
             group_norm(t, 1, 4096, 320, 32, true, 0);
             group_norm(t, 4, 4096, 320, 32, true, 0);
