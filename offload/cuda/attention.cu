@@ -27,6 +27,10 @@ template <int M, int KEYS> __device__ inline void mask(Sums<M, KEYS> &s, int que
             }
 }
 
+/* Heads of 40 leave eight columns of a tile free: the first holds ones in v, so that the product that makes y also makes l. */
+template <int D> constexpr bool has_ones = D == 48;
+enum { ONES = 40 };
+
 /* One tile of scores into the running softmax: s becomes exp(s - m); what was summed before shrinks. Element [m][half] is
  * row 16 m + 8 half + lane / 4; its four lanes hold the same maximum, each its own part of the sum. */
 template <int M, int KEYS, int D>
@@ -43,20 +47,24 @@ __device__ inline void absorb(Sums<M, KEYS> &s, Sums<M, D> &o, float (&best)[M][
                 top = fmaxf(top, fmaxf(s.at[m][n][2 * half], s.at[m][n][2 * half + 1]));
             top = fmaxf(top, shuffle_xor(top, 1));
             top = fmaxf(top, shuffle_xor(top, 2));
-            shrink = fast_exp2((old - top) * scale_log2);
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                 for (int e = 2 * half; e < 2 * half + 2; e++) {
                     s.at[m][n][e] = fast_exp2(s.at[m][n][e] * scale_log2 - top * scale_log2);
-                    more += s.at[m][n][e];
+                    if (!has_ones<D>)
+                        more += s.at[m][n][e];
                 }
+            if (warp_any(top > old)) { /* seldom after the first tiles */
+                shrink = fast_exp2((old - top) * scale_log2);
 #pragma unroll
-            for (int n = 0; n < D / 8; n++) {
-                o.at[m][n][2 * half] *= shrink;
-                o.at[m][n][2 * half + 1] *= shrink;
+                for (int n = 0; n < D / 8; n++) {
+                    o.at[m][n][2 * half] *= shrink;
+                    o.at[m][n][2 * half + 1] *= shrink;
+                }
+                sum[m][half] *= shrink;
             }
-            sum[m][half] = sum[m][half] * shrink + more;
+            sum[m][half] += more;
             best[m][half] = top;
         }
 }
@@ -73,6 +81,9 @@ __device__ inline void finish(const Attention &a, Sums<M, D> &o, const float (&b
             float l = sum[m][half], inverse;
             int row = row0 + row_of(m, 2 * half);
 
+            if (has_ones<D>) { /* column ONES is the first of lane 0 of four */
+                l = threadIdx.x % 4 == 0 ? o.at[m][ONES / 8][2 * half] : 0;
+            }
             l += shuffle_xor(l, 1);
             l += shuffle_xor(l, 2);
             inverse = 1 / l;
@@ -93,28 +104,36 @@ template <class T, int D> __global__ void __launch_bounds__(THREADS) attention_f
     T *tile_q = reinterpret_cast<T *>(shared_memory()), *tile_k = tile_q + QUERIES * tile_row<D>, *tile_v = tile_k + 2 * TILE;
     int head = blockIdx.y, b = blockIdx.z, q0 = blockIdx.x * QUERIES, row0 = threadIdx.x / WARP * M * 16;
     int end = a.causal && q0 + QUERIES < a.tk ? q0 + QUERIES : a.tk;
-    const T *k = head_at<T>(a.k, b, a.tk, a.ldk, head, a.d), *v = head_at<T>(a.v, b, a.tk, a.ldv, head, a.d);
     float best[M][2], sum[M][2] = {};
+    TileLoader<T, D, QUERIES, THREADS> load_q(head_at<T>(a.q, b, a.tq, a.ldq, head, a.d), a.ldq, a.d);
+    TileLoader<T, D, KEYS, THREADS> load_k(head_at<T>(a.k, b, a.tk, a.ldk, head, a.d), a.ldk, a.d);
+    TileLoader<T, D, KEYS, THREADS> load_v(head_at<T>(a.v, b, a.tk, a.ldv, head, a.d), a.ldv, a.d);
     Rows<T, M, D> q;
     Sums<M, KEYS> s;
     Sums<M, D> o;
 
-    load_tile<T, D, QUERIES, THREADS>(tile_q, head_at<T>(a.q, b, a.tq, a.ldq, head, a.d), a.ldq, q0, a.tq, a.d);
-    load_tile<T, D, KEYS, THREADS>(tile_k, k, a.ldk, 0, a.tk, a.d);
-    load_tile<T, D, KEYS, THREADS>(tile_v, v, a.ldv, 0, a.tk, a.d);
+    load_q.load(tile_q, q0, a.tq, true);
+    load_k.load(tile_k, 0, a.tk, true);
+    load_k.load(tile_k + TILE, KEYS, a.tk, true);
+    load_v.load(tile_v, 0, a.tk, true);
+    load_v.load(tile_v + TILE, KEYS, a.tk, true);
     copy_async_commit();
     o.clear();
 #pragma unroll
     for (int m = 0; m < M; m++)
         best[m][0] = best[m][1] = -INFINITY;
+    copy_async_wait<0>();
+    __syncthreads();
+    if (has_ones<D>)
+        for (int i = threadIdx.x; i < 2 * KEYS; i += THREADS)
+            tile_v[i * tile_row<D> + ONES] = from_f32<T>(1);
+    q.load(tile_q, row0);
     for (int k0 = 0, turn = 0; k0 < end; k0 += KEYS, turn ^= TILE) {
         copy_async_wait<0>();
         __syncthreads(); /* this tile is here, and all are done with the one before, whose place the next takes */
-        if (k0 == 0)
-            q.load(tile_q, row0);
-        if (k0 + KEYS < end) {
-            load_tile<T, D, KEYS, THREADS>(tile_k + (turn ^ TILE), k, a.ldk, k0 + KEYS, a.tk, a.d);
-            load_tile<T, D, KEYS, THREADS>(tile_v + (turn ^ TILE), v, a.ldv, k0 + KEYS, a.tk, a.d);
+        if (k0 > 0 && k0 + KEYS < end) {
+            load_k.load(tile_k + (turn ^ TILE), k0 + KEYS, a.tk, false);
+            load_v.load(tile_v + (turn ^ TILE), k0 + KEYS, a.tk, false);
             copy_async_commit();
         }
         scores<T, M, D, KEYS>(s, q, tile_k + turn);

@@ -1,6 +1,6 @@
 /* What the attention kernels on tensor cores share: tiles of rows of a head, and products of them.
  *
- * D is the head's size rounded up to 48, 64, 80 or 160; zeros lie behind the head's own. A warp owns M fragments of 16 rows of a
+ * D is the head's size rounded up to 48 (for 40 at most), 64, 80 or 160; zeros lie behind the head's own. A warp owns M fragments of 16 rows of a
  * product; sums stay in its registers and become, rounded, the left side of the next product without leaving them
  * (Dao 2023). */
 #ifndef OFFLOAD_CUDA_ATTENTION_CUH
@@ -35,19 +35,39 @@ template <int D> constexpr size_t tile_bytes(int rows)
     return (size_t)rows * tile_row<D> * 2;
 }
 
-/* Rows first .. first + ROWS - 1 of src [total, ld], d columns, to a tile, in the background; zeros outside. */
-template <class T, int D, int ROWS, int THREADS>
-__device__ inline void load_tile(T *tile, const T *src, size_t ld, int first, int total, int d)
-{
-    constexpr int CHUNKS = D / 8;
+/* Copies tiles of ROWS rows of a head, in the background: THREADS / ROWS threads a row, each every so many'th 16 bytes. What
+ * does not change from tile to tile is worked out once. */
+template <class T, int D, int ROWS, int THREADS> struct TileLoader {
+    static constexpr int ACROSS = THREADS / ROWS, CHUNKS = (D / 8 + ACROSS - 1) / ACROSS;
+    const T *src; /* this thread's first 16 bytes of the head's first row */
+    size_t ld;
+    int row, place, left; /* place: in a tile; left: elements of a row from here on */
 
-    for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-        int row = i / CHUNKS, column = i % CHUNKS * 8;
-        bool valid = first + row < total && column < d;
+    static_assert(THREADS % ROWS == 0, "whole threads a row");
 
-        copy_async(tile + row * tile_row<D> + column, valid ? src + (size_t)(first + row) * ld + column : src, valid);
+    __device__ TileLoader(const T *head, size_t row_length, int d)
+    {
+        int column = threadIdx.x % ACROSS * 8;
+
+        row = threadIdx.x / ACROSS;
+        src = head + (size_t)row * row_length + column;
+        ld = row_length;
+        place = row * tile_row<D> + column;
+        left = d - column;
     }
-}
+
+    /* Rows first .. first + ROWS - 1 of total; zeros outside. Columns behind the head's are zeroed only when `all`: they stay. */
+    __device__ void load(T *tile, int first, int total, bool all) const
+    {
+        const T *from = src + (size_t)first * ld;
+        bool in = first + row < total;
+
+#pragma unroll
+        for (int j = 0; j < CHUNKS; j++)
+            if ((D / 8 % ACROSS == 0 || threadIdx.x % ACROSS + j * ACROSS < D / 8) && (all || j * ACROSS * 8 < left))
+                copy_async(tile + place + j * ACROSS * 8, from + j * ACROSS * 8, in && j * ACROSS * 8 < left);
+    }
+};
 
 /* Sums of a warp: M x 16 rows, COLUMNS columns (multiply_tile() says who holds what). */
 template <int M, int COLUMNS> struct Sums {
@@ -121,7 +141,7 @@ __device__ inline void scores(Sums<M, COLUMNS> &s, const T *left, int row0, cons
     }
 }
 
-/* o += p (rounded to T) times columns first .. first + WIDTH - 1 of the tile [COLUMNS, D] */
+/* o += p (rounded to T) times columns first .. first + WIDTH - 1 of the tile [COLUMNS, D]; WIDTH may end with eight */
 template <class T, int M, int D, int WIDTH, int COLUMNS>
 __device__ inline void accumulate(Sums<M, WIDTH> &o, const Sums<M, COLUMNS> &p, const T *tile, int first)
 {
@@ -135,14 +155,15 @@ __device__ inline void accumulate(Sums<M, WIDTH> &o, const Sums<M, COLUMNS> &p, 
             for (int i = 0; i < 4; i++)
                 a[m][i] = pack<T>(p.at[m][2 * k + i / 2][i % 2 * 2], p.at[m][2 * k + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
-        for (int n = 0; n < WIDTH / 16; n++) {
+        for (int n = 0; n < WIDTH / 8; n += 2) {
             uint32_t b[4];
 
-            load_right_columns<T, D>(b, tile, k * 16, first + n * 16);
+            load_right_columns<T, D>(b, tile, k * 16, first + n * 8);
 #pragma unroll
             for (int m = 0; m < M; m++) {
-                multiply_tile<T>(o.at[m][2 * n], a[m], b[0], b[1]);
-                multiply_tile<T>(o.at[m][2 * n + 1], a[m], b[2], b[3]);
+                multiply_tile<T>(o.at[m][n], a[m], b[0], b[1]);
+                if (n + 1 < WIDTH / 8)
+                    multiply_tile<T>(o.at[m][n + 1], a[m], b[2], b[3]);
             }
         }
     }
@@ -174,7 +195,7 @@ __device__ inline void store_rows(const Sums<M, WIDTH> &o, float factor, T *dst,
 /* Calls f with the compile-time size of head d, the smallest that holds it. */
 template <class F> int with_head(int d, F f)
 {
-    if (d <= 48)
+    if (d <= 40)
         return f(std::integral_constant<int, 48>());
     if (d <= 64)
         return f(std::integral_constant<int, 64>());

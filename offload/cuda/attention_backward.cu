@@ -12,6 +12,7 @@ enum { WARPS = 4 };
  * keys, where they are too many for one warp's registers. */
 template <int D> struct KeyTiling {
     static constexpr int M = D <= 48 ? 2 : 1, QUERIES = D <= 48 || D > 80 ? 32 : 64, HALVES = D > 80 ? 2 : 1;
+    static constexpr int WIDTH = D <= 48 ? 40 : D / HALVES; /* columns of dk and dv of a warp */
     static constexpr int KEYS = WARPS * M * 16, THREADS = WARPS * HALVES * WARP;
     static constexpr size_t SHARED = tile_bytes<D>(2 * KEYS + 4 * QUERIES) + 4 * QUERIES * sizeof(float);
 };
@@ -19,6 +20,7 @@ template <int D> struct KeyTiling {
 /* dq: fragments of 16 queries of a warp; keys of a tile. */
 template <int D> struct QueryTiling {
     static constexpr int M = D <= 64 ? 2 : 1, KEYS = D <= 64 || D > 80 ? 32 : 64, QUERIES = WARPS * M * 16;
+    static constexpr int WIDTH = D <= 48 ? 40 : D; /* columns of dq */
     static constexpr int THREADS = WARPS * WARP;
     static constexpr size_t SHARED = tile_bytes<D>(2 * QUERIES + 4 * KEYS);
 };
@@ -35,8 +37,8 @@ template <int QUERIES> __device__ inline void load_rows(float *rows, const float
 }
 
 /* Transposed: rows are keys, columns queries. s: scores -> p; later queries than the key only, where causal. */
-template <int M, int QUERIES>
-__device__ inline void keys_probability(Sums<M, QUERIES> &s, const float *lse, float scale_log2, bool causal, int key, int q0)
+template <bool causal, int M, int QUERIES>
+__device__ inline void keys_probability(Sums<M, QUERIES> &s, const float *lse, float scale_log2, int key, int q0)
 {
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -84,7 +86,7 @@ __device__ inline void store_keys(const Attention &a, const Sums<M, WIDTH> &o, f
 template <class T, int D> __global__ void __launch_bounds__(KeyTiling<D>::THREADS) attention_keys_kernel(Attention a)
 {
     using L = KeyTiling<D>;
-    constexpr int M = L::M, QUERIES = L::QUERIES, WIDTH = D / L::HALVES, TILE = QUERIES * tile_row<D>;
+    constexpr int M = L::M, QUERIES = L::QUERIES, WIDTH = L::WIDTH, TILE = QUERIES * tile_row<D>;
     T *tile_k = reinterpret_cast<T *>(shared_memory()), *tile_v = tile_k + L::KEYS * tile_row<D>;
     T *tile_q = tile_v + L::KEYS * tile_row<D>, *tile_dy = tile_q + 2 * TILE;
     float *rows = reinterpret_cast<float *>(tile_dy + 2 * TILE);
@@ -92,20 +94,23 @@ template <class T, int D> __global__ void __launch_bounds__(KeyTiling<D>::THREAD
     int row0 = threadIdx.x / WARP % WARPS * M * 16, first = threadIdx.x / WARP / WARPS * WIDTH;
     int tiles = (a.tq + QUERIES - 1) / QUERIES, tile = a.causal ? k0 / QUERIES : 0, each = (tiles - tile + a.splits - 1) / a.splits;
     int last = tile + (part + 1) * each < tiles ? tile + (part + 1) * each : tiles;
-    const T *q = head_at<T>(a.q, b, a.tq, a.ldq, head, a.d), *dy = head_at<T>(a.dy, b, a.tq, a.ldy, head, a.d);
+    TileLoader<T, D, L::KEYS, L::THREADS> load_k(head_at<T>(a.k, b, a.tk, a.ldk, head, a.d), a.ldk, a.d);
+    TileLoader<T, D, L::KEYS, L::THREADS> load_v(head_at<T>(a.v, b, a.tk, a.ldv, head, a.d), a.ldv, a.d);
+    TileLoader<T, D, QUERIES, L::THREADS> load_q(head_at<T>(a.q, b, a.tq, a.ldq, head, a.d), a.ldq, a.d);
+    TileLoader<T, D, QUERIES, L::THREADS> load_dy(head_at<T>(a.dy, b, a.tq, a.ldy, head, a.d), a.ldy, a.d);
     const float *lse = a.lse + ((size_t)b * a.heads + head) * a.tq, *dot = a.dot + ((size_t)b * a.heads + head) * a.tq;
     Sums<M, WIDTH> dk, dv;
 
     dk.clear();
     dv.clear();
-    load_tile<T, D, L::KEYS, L::THREADS>(tile_k, head_at<T>(a.k, b, a.tk, a.ldk, head, a.d), a.ldk, k0, a.tk, a.d);
-    load_tile<T, D, L::KEYS, L::THREADS>(tile_v, head_at<T>(a.v, b, a.tk, a.ldv, head, a.d), a.ldv, k0, a.tk, a.d);
+    load_k.load(tile_k, k0, a.tk, true);
+    load_v.load(tile_v, k0, a.tk, true);
     tile += part * each;
     for (int next = tile, turn = 0; tile <= last && next <= last; next++, turn ^= 1) {
         /* loads tile `next`, computes the one before */
         if (next < last) {
-            load_tile<T, D, QUERIES, L::THREADS>(tile_q + turn * TILE, q, a.ldq, next * QUERIES, a.tq, a.d);
-            load_tile<T, D, QUERIES, L::THREADS>(tile_dy + turn * TILE, dy, a.ldy, next * QUERIES, a.tq, a.d);
+            load_q.load(tile_q + turn * TILE, next * QUERIES, a.tq, next < tile + 2);
+            load_dy.load(tile_dy + turn * TILE, next * QUERIES, a.tq, next < tile + 2);
             load_rows<QUERIES>(rows + turn * 2 * QUERIES, lse, dot, next * QUERIES, a.tq);
         }
         copy_async_commit();
@@ -117,7 +122,10 @@ template <class T, int D> __global__ void __launch_bounds__(KeyTiling<D>::THREAD
             copy_async_wait<1>();
             __syncthreads(); /* the tile is here */
             scores<T, M, D, QUERIES>(p, tile_k, row0, now_q);
-            keys_probability(p, now, a.scale_log2, a.causal, k0 + row0, (next - 1) * QUERIES);
+            if (a.causal)
+                keys_probability<true>(p, now, a.scale_log2, k0 + row0, (next - 1) * QUERIES);
+            else
+                keys_probability<false>(p, now, a.scale_log2, k0 + row0, (next - 1) * QUERIES);
             accumulate<T, M, D, WIDTH, QUERIES>(dv, p, now_dy, first);
             scores<T, M, D, QUERIES>(dp, tile_v, row0, now_dy);
             keys_slope(dp, p, now + QUERIES);
@@ -130,8 +138,8 @@ template <class T, int D> __global__ void __launch_bounds__(KeyTiling<D>::THREAD
     store_keys<T>(a, dv, 1, a.dv, a.ldv, 1, part, b, head, k0 + row0, first);
 }
 
-/* s: scores -> p, dp -> ds, rows are queries. A row's lse (times log2 e) and dot: [m][half]. */
-template <int M, int KEYS>
+/* s: scores -> p, dp -> ds, rows are queries. A row's lse (times log2 e) and dot: [m][half]. masked: not all keys are seen. */
+template <bool masked, int M, int KEYS>
 __device__ inline void queries_slope(Sums<M, KEYS> &dp, const Sums<M, KEYS> &s, const float (&lse)[M][2],
                                      const float (&dot)[M][2], const Attention &a, int query, int key)
 {
@@ -142,7 +150,7 @@ __device__ inline void queries_slope(Sums<M, KEYS> &dp, const Sums<M, KEYS> &s, 
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int column = key + column_of(n, e);
-                bool seen = column < a.tk && (!a.causal || column <= query + row_of(m, e));
+                bool seen = !masked || (column < a.tk && (!a.causal || column <= query + row_of(m, e)));
                 float p = seen ? fast_exp2(s.at[m][n][e] * a.scale_log2 - lse[m][e / 2]) : 0;
 
                 dp.at[m][n][e] = p * (dp.at[m][n][e] - dot[m][e / 2]);
@@ -157,15 +165,18 @@ template <class T, int D> __global__ void __launch_bounds__(QueryTiling<D>::THRE
     T *tile_k = tile_dy + L::QUERIES * tile_row<D>, *tile_v = tile_k + 2 * TILE;
     int head = blockIdx.y, b = blockIdx.z, q0 = blockIdx.x * L::QUERIES, row0 = threadIdx.x / WARP * M * 16;
     int end = a.causal && q0 + L::QUERIES < a.tk ? q0 + L::QUERIES : a.tk;
-    const T *k = head_at<T>(a.k, b, a.tk, a.ldk, head, a.d), *v = head_at<T>(a.v, b, a.tk, a.ldv, head, a.d);
+    TileLoader<T, D, L::QUERIES, L::THREADS> load_q(head_at<T>(a.q, b, a.tq, a.ldq, head, a.d), a.ldq, a.d);
+    TileLoader<T, D, L::QUERIES, L::THREADS> load_dy(head_at<T>(a.dy, b, a.tq, a.ldy, head, a.d), a.ldy, a.d);
+    TileLoader<T, D, KEYS, L::THREADS> load_k(head_at<T>(a.k, b, a.tk, a.ldk, head, a.d), a.ldk, a.d);
+    TileLoader<T, D, KEYS, L::THREADS> load_v(head_at<T>(a.v, b, a.tk, a.ldv, head, a.d), a.ldv, a.d);
     float lse[M][2], dot[M][2];
     Sums<M, KEYS> s, dp;
-    Sums<M, D> dq;
+    Sums<M, L::WIDTH> dq;
 
-    load_tile<T, D, L::QUERIES, L::THREADS>(tile_q, head_at<T>(a.q, b, a.tq, a.ldq, head, a.d), a.ldq, q0, a.tq, a.d);
-    load_tile<T, D, L::QUERIES, L::THREADS>(tile_dy, head_at<T>(a.dy, b, a.tq, a.ldy, head, a.d), a.ldy, q0, a.tq, a.d);
-    load_tile<T, D, KEYS, L::THREADS>(tile_k, k, a.ldk, 0, a.tk, a.d);
-    load_tile<T, D, KEYS, L::THREADS>(tile_v, v, a.ldv, 0, a.tk, a.d);
+    load_q.load(tile_q, q0, a.tq, true);
+    load_dy.load(tile_dy, q0, a.tq, true);
+    load_k.load(tile_k, 0, a.tk, true);
+    load_v.load(tile_v, 0, a.tk, true);
     copy_async_commit();
     dq.clear();
 #pragma unroll
@@ -182,14 +193,17 @@ template <class T, int D> __global__ void __launch_bounds__(QueryTiling<D>::THRE
         copy_async_wait<0>();
         __syncthreads(); /* this tile is here, and all are done with the one before, whose place the next takes */
         if (k0 + KEYS < end) {
-            load_tile<T, D, KEYS, L::THREADS>(tile_k + (turn ^ TILE), k, a.ldk, k0 + KEYS, a.tk, a.d);
-            load_tile<T, D, KEYS, L::THREADS>(tile_v + (turn ^ TILE), v, a.ldv, k0 + KEYS, a.tk, a.d);
+            load_k.load(tile_k + (turn ^ TILE), k0 + KEYS, a.tk, k0 == 0);
+            load_v.load(tile_v + (turn ^ TILE), k0 + KEYS, a.tk, k0 == 0);
             copy_async_commit();
         }
         scores<T, M, D, KEYS>(s, tile_q, row0, tile_k + turn);
         scores<T, M, D, KEYS>(dp, tile_dy, row0, tile_v + turn);
-        queries_slope(dp, s, lse, dot, a, q0 + row0, k0);
-        accumulate<T, M, D, D, KEYS>(dq, dp, tile_k + turn, 0);
+        if (k0 + KEYS > a.tk || a.causal)
+            queries_slope<true>(dp, s, lse, dot, a, q0 + row0, k0);
+        else
+            queries_slope<false>(dp, s, lse, dot, a, q0 + row0, k0);
+        accumulate<T, M, D, L::WIDTH, KEYS>(dq, dp, tile_k + turn, 0);
     }
     store_rows(dq, a.scale, head_at<T>(a.dq, b, a.tq, a.ldq, head, a.d), a.ldq, q0 + row0, a.tq, 0, a.d);
 }
@@ -258,7 +272,7 @@ template <class T> int run_join(cudaStream_t s, const Attention &a)
 int attention_splits(const struct kernel_attention *a)
 {
     enum { BLOCKS = 128, LEAST = 128 /* queries of a part */ };
-    size_t blocks = div_up(a->tk, a->d <= 48 ? 128 : 64) * a->heads * a->n, most = div_up(a->tq, LEAST);
+    size_t blocks = div_up(a->tk, a->d <= 40 ? 128 : 64) * a->heads * a->n, most = div_up(a->tq, LEAST);
     size_t wanted = div_up(BLOCKS, blocks ? blocks : 1);
 
     if (a->type == KERNEL_F32 || a->causal)

@@ -103,6 +103,11 @@ template <class V> __device__ inline V shuffle_xor(V x, int lanes)
     return __shfl_xor_sync(0xffffffffu, x, lanes);
 }
 
+__device__ inline bool warp_any(bool x)
+{
+    return __any_sync(0xffffffffu, x);
+}
+
 __device__ inline void sync_warp()
 {
     __syncwarp();
@@ -123,8 +128,7 @@ __device__ inline unsigned shared_address(const void *p)
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-/* 16 bytes from device to shared memory, both aligned to 16, in the background; zeros when not valid (src is not read then,
- * but must be an address). */
+/* 16 bytes from device to shared memory, both aligned to 16, in the background; zeros when not valid (src is not read then). */
 __device__ inline void copy_async(void *dst, const void *src, bool valid)
 {
 #if __CUDA_ARCH__ >= 800
@@ -151,21 +155,22 @@ template <int pending> __device__ inline void copy_async_wait()
 #endif
 }
 
-/* Four 8x8 matrices of 16 bits from shared memory: lane 8 i + j gives the address of row j of matrix i (16 bytes, aligned);
- * r[i] of lane l is elements 2 (l % 4), 2 (l % 4) + 1 of row l / 4 of matrix i. The second form transposes each matrix. */
-__device__ inline void load_matrices(uint32_t r[4], const void *row)
+/* Four 8x8 matrices of 16 bits from shared memory: lane 8 i + j gives the address of row j of matrix i (16 bytes, aligned), as
+ * tile + mine + all bytes: the lane's own part, and one that is the same for all lanes and mostly a constant. r[i] of lane l is
+ * elements 2 (l % 4), 2 (l % 4) + 1 of row l / 4 of matrix i. The second form transposes each matrix. */
+__device__ inline void load_matrices(uint32_t r[4], const void *tile, int mine, int all)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(shared_address(tile) + mine + all)
                  : "memory");
 }
 
-__device__ inline void load_matrices_transposed(uint32_t r[4], const void *row)
+__device__ inline void load_matrices_transposed(uint32_t r[4], const void *tile, int mine, int all)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(shared_address(tile) + mine + all)
                  : "memory");
 }
 
@@ -177,7 +182,7 @@ template <class T> __device__ inline void multiply_tile(float c[4], const uint32
 
 #if __CUDA_ARCH__ >= 800
 #define MULTIPLY_TILE(type)                                                                                 \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                             \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                             \
                  "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                    \
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                           \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))

@@ -9,37 +9,45 @@
 
 template <int D> constexpr int tile_row = D + 8;
 
+/* A lane's own part of the address: rows of the four matrices one below the other twice, then beside each other; or the other
+ * way round. In bytes. */
+template <int D> __device__ inline int lane_down()
+{
+    int lane = threadIdx.x % WARP;
+
+    return (lane % 16 * tile_row<D> + lane / 16 * 8) * 2;
+}
+
+template <int D> __device__ inline int lane_right()
+{
+    int lane = threadIdx.x % WARP;
+
+    return ((lane / 16 * 8 + lane % 8) * tile_row<D> + lane / 8 % 2 * 8) * 2;
+}
+
 /* Left side: 16 rows from row0, 16 columns from k0. */
 template <class T, int D> __device__ inline void load_left(uint32_t a[4], const T *tile, int row0, int k0)
 {
-    int lane = threadIdx.x % WARP, row = row0 + lane / 8 % 2 * 8 + lane % 8, column = k0 + lane / 16 * 8;
-
-    load_matrices(a, tile + row * tile_row<D> + column);
+    load_matrices(a, tile, lane_down<D>(), (row0 * tile_row<D> + k0) * 2);
 }
 
 /* Left side, turned: 16 columns from row0 as rows, 16 rows from k0 as columns. */
 template <class T, int D> __device__ inline void load_left_columns(uint32_t a[4], const T *tile, int row0, int k0)
 {
-    int lane = threadIdx.x % WARP, row = k0 + lane / 16 * 8 + lane % 8, column = row0 + lane / 8 % 2 * 8;
-
-    load_matrices_transposed(a, tile + row * tile_row<D> + column);
+    load_matrices_transposed(a, tile, lane_right<D>(), (k0 * tile_row<D> + row0) * 2);
 }
 
 /* Right side of a product with the tile's rows (tile transposed): 16 rows from n0, 16 columns from k0; b[0], b[1] for the
  * first eight rows, b[2], b[3] for the others. */
 template <class T, int D> __device__ inline void load_right_rows(uint32_t b[4], const T *tile, int n0, int k0)
 {
-    int lane = threadIdx.x % WARP, row = n0 + lane / 16 * 8 + lane % 8, column = k0 + lane / 8 % 2 * 8;
-
-    load_matrices(b, tile + row * tile_row<D> + column);
+    load_matrices(b, tile, lane_right<D>(), (n0 * tile_row<D> + k0) * 2);
 }
 
 /* Right side of a product with the tile's columns (tile as it is): 16 rows from k0, 16 columns from n0. */
 template <class T, int D> __device__ inline void load_right_columns(uint32_t b[4], const T *tile, int k0, int n0)
 {
-    int lane = threadIdx.x % WARP, row = k0 + lane / 8 % 2 * 8 + lane % 8, column = n0 + lane / 16 * 8;
-
-    load_matrices_transposed(b, tile + row * tile_row<D> + column);
+    load_matrices_transposed(b, tile, lane_down<D>(), (k0 * tile_row<D> + n0) * 2);
 }
 
 /* Row and column of element e of fragment (m, n), from the warp's first row. */

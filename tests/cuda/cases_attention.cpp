@@ -3,7 +3,8 @@
  * errors of random sign, so a sum of k of them is off by unit sqrt(k / 3) root mean square, as the sum itself grows by
  * sqrt(k); six deviations of that are 3.5 units of the largest result, each rounding (rounded: 1 + 3.5 forward and for dv, dq,
  * dk). In the plain kernel nothing but the result is rounded. A gradient may be a difference that is nearly zero: its error is
- * held to the size of the largest of the three. */
+ * held to the size of the largest of the three. l may be the sum of rounded p: off by a unit of itself, and log l by one unit; it
+ * is held to one of its own size, which is larger than 1 but for a single key. */
 #include <algorithm>
 #include <cmath>
 
@@ -56,7 +57,7 @@ static void attention(kernel_type t, const Sizes &z)
     r.forward();
     a.q = q.dev, a.k = k.dev, a.v = v.dev, a.y = y.dev, a.lse = lse.f32();
     check({name, t, [&] { return kernel_attention_forward(0, &a); },
-           {{&y, r.result[0], roundings, rounded}, {&lse, r.result[1], roundings}}, bytes, r.flops(false)});
+           {{&y, r.result[0], roundings, rounded}, {&lse, r.result[1], roundings, 1, 0, 1}}, bytes, r.flops(false)});
     /* the backward of both sides starts from the same y and lse */
     Data known(t, r.result[0]), known_lse(KERNEL_F32, r.result[1]);
     r.result[0] = known.host;
@@ -93,7 +94,7 @@ static void fused(kernel_type t)
     a.v = (char *)qkv.dev + 2 * C * type_size(t);
     a.y = y.dev, a.lse = lse.f32();
     check({"attention, one product for q, k, v", t, [&] { return kernel_attention_forward(0, &a); },
-           {{&y, r.result[0], 2 * D + 2 * T + 16, 4.5}, {&lse, r.result[1], 2 * D + 2 * T + 16}}});
+           {{&y, r.result[0], 2 * D + 2 * T + 16, 4.5}, {&lse, r.result[1], 2 * D + 2 * T + 16, 1, 0, 1}}});
 }
 
 void cases_attention(void)

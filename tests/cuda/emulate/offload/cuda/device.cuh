@@ -132,6 +132,13 @@ template <class V> V shuffle_xor(V x, int lanes)
 }
 
 /* Late on purpose would be truer still; at once is what a kernel may see at the earliest. */
+inline bool warp_any(bool x)
+{
+    const char *all = emulate_exchange(&x, sizeof x);
+
+    return std::any_of(all, all + 32, [](char c) { return c != 0; });
+}
+
 inline void copy_async(void *dst, const void *src, bool valid)
 {
     if (valid)
@@ -158,8 +165,9 @@ inline uint16_t emulate_element(const char *rows, int matrix, int row, int colum
     return x;
 }
 
-inline void load_matrices(uint32_t r[4], const void *row)
+inline void load_matrices(uint32_t r[4], const void *tile, int mine, int all)
 {
+    const char *row = static_cast<const char *>(tile) + mine + all;
     const char *rows = emulate_exchange(&row, sizeof row);
     int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
 
@@ -168,8 +176,9 @@ inline void load_matrices(uint32_t r[4], const void *row)
     sync_warp();
 }
 
-inline void load_matrices_transposed(uint32_t r[4], const void *row)
+inline void load_matrices_transposed(uint32_t r[4], const void *tile, int mine, int all)
 {
+    const char *row = static_cast<const char *>(tile) + mine + all;
     const char *rows = emulate_exchange(&row, sizeof row);
     int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
 
