@@ -226,5 +226,21 @@ for name, (shape, k, n, r) in {"small": ((2, 3), 7, 5, 2), "tiles": ((1, 270), 5
     case(f"lora.{name}", "lora", [randn(*shape, n), randn(*shape, k), randn(r, k), randn(n, r)],
          lambda b, x, d, u: b + 0.4 * (x @ d.T) @ u.T, k + r, {1: n + r, 2: m + n, 3: m + k}, {"scale": 0.4})
 
+case("mul", "mul", [randn(3, 4, 5), randn(3, 4, 5)], lambda x, m: x * m, 1, {0: 1})
+case("mul.spread", "mul", [randn(2, 3, 5, 70), randn(2, 70)], lambda x, m: x * m[:, None, None], 1, {0: 1})
+rows = torch.tensor([[0, 1, 2, 7, 8, 5], [6, 7, 7, 13, 0, 11]], dtype=torch.int32)
+case("gather", "gather", [randn(2, 7, 130), rows], lambda x, r: x.reshape(-1, 130)[r.long()], 1, {0: 3})
+
+
+def huber(p, t, d, w=None):
+    d = d.view(-1, *[1] * (p.ndim - 1))
+    e = (((p - t) ** 2 + d ** 2).sqrt() - d).mean(tuple(range(1, p.ndim)))
+    return (e if w is None else e * w).mean()
+
+
+case("huber", "huber", [randn(2, 5, 7, 4), randn(2, 5, 7, 4), torch.tensor([0.1, 3.0])], huber, 280, {0: 1})
+case("huber.weight", "huber", [randn(3, 9, 70), randn(3, 9, 70), torch.tensor([0.01, 0.5, 1.0]), torch.tensor([0.3, 1.0, 2.0])],
+     huber, 630 * 3, {0: 1})
+
 save_file(out, sys.argv[1], metadata={"cases": json.dumps(cases)})
 print(len(cases), "cases")

@@ -221,6 +221,9 @@ static void test_shape_errors(void **state)
         {OP_add, {0}, {{3, {1, 2, 8}}, {2, {1, 7}}}, "[1, 7] cannot be added to [1, 2, 8]"},
         {OP_geglu, {0}, {{2, {1, 7}}}, "even number of channels"},
         {OP_mse, {0}, {{2, {1, 7}}, {2, {7, 1}}}, "differ in shape"},
+        {OP_mul, {0}, {{3, {1, 2, 8}}, {2, {1, 7}}}, "[1, 2, 8] cannot be multiplied by [1, 7]"},
+        {OP_gather, {0}, {{2, {3, 8}}, {1, {7}}}, "rows [7] (f32) of [3, 8] cannot be picked"},
+        {OP_huber, {0}, {{2, {1, 7}}, {2, {1, 7}}, {1, {2}}}, "the width of the loss has shape [2], not [1]"},
     };
 
     (void)state;

@@ -46,6 +46,10 @@
  *  scale       x -> y = scale * x; attr: scale
  *  mse         pred, target of one shape, [weight n] -> loss [] = mean over samples of weight * mean((pred - target)^2)
  *  lora        base [.., n], x [.., k], down [r, k], up [n, r] -> y = base + scale * (x downT) upT; attr: scale
+ *  mul         x [n, .., c], m of the same shape, or [n, c] -> y = x * m; m has no gradient
+ *  gather      x [.., c], rows [.., t] i32 -> y [.., t, c]: rows of x, all its dimensions but the last counted as one
+ *  huber       pred, target of one shape, delta [n], [weight n] -> loss [] = mean over samples of
+ *              weight * mean(sqrt((pred - target)^2 + delta^2) - delta)
  */
 #define OP_LIST(ROW) \
     ROW(linear)      \
@@ -65,7 +69,10 @@
     ROW(add)         \
     ROW(scale)       \
     ROW(mse)         \
-    ROW(lora)
+    ROW(lora)        \
+    ROW(mul)         \
+    ROW(gather)      \
+    ROW(huber)
 
 #define OP_ENUM(name) OP_##name,
 enum op_id { OP_LIST(OP_ENUM) OP_COUNT };
