@@ -243,11 +243,12 @@ def decode(dtype):
     return vae("decoder", dtype), lambda p, x: p["vae"].decode(x["latents"].permute(0, 3, 1, 2)).sample
 
 
-ids = torch.randint(0, 60, (2, 9), generator=g, dtype=torch.int32)
-model("sd1", sd1, {"ids": ids, "latents": randn(2, 5, 3, 4), "timestep": torch.tensor([981.0, 20.0]), "target": randn(2, 5, 3, 4)}, "f16")
-model("sd2", sd2, {"ids": ids[:1, :3].clone(), "latents": randn(1, 3, 4, 9), "timestep": torch.tensor([400.0]), "target": randn(1, 3, 4, 4)},
-      "bf16")
-model("encoder", encode, {"pictures": randn(1, 8, 12, 3)}, "f16")
-model("decoder", decode, {"latents": randn(1, 3, 2, 4)}, "f32")
+if __name__ == "__main__":
+    ids = torch.randint(0, 60, (2, 9), generator=g, dtype=torch.int32)
+    model("sd1", sd1, {"ids": ids, "latents": randn(2, 5, 3, 4), "timestep": torch.tensor([981.0, 20.0]), "target": randn(2, 5, 3, 4)}, "f16")
+    model("sd2", sd2, {"ids": ids[:1, :3].clone(), "latents": randn(1, 3, 4, 9), "timestep": torch.tensor([400.0]), "target": randn(1, 3, 4, 4)},
+          "bf16")
+    model("encoder", encode, {"pictures": randn(1, 8, 12, 3)}, "f16")
+    model("decoder", decode, {"latents": randn(1, 3, 2, 4)}, "f32")
 
-save_file(out, sys.argv[1], metadata={"models": json.dumps(models)})
+    save_file(out, sys.argv[1], metadata={"models": json.dumps(models)})

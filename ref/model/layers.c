@@ -61,15 +61,34 @@ static int factor(struct layers *l, const struct layers_lora *a, const struct te
     return a->train ? graph_param(l->g, name, t) : graph_weight(l->g, name, t);
 }
 
-/* base + scale * up(down(x)), down a convolution like the layer's own. A scale of 0 would mean 1 to the linear layer. */
-static int conv_branch(struct layers *l, int base, int x, const struct layers_lora *a, const struct op_attr *attr)
+/* down(x) times a new input. */
+static int masked(struct layers *l, int low, const struct layers_lora *a)
 {
-    int low[OP_MAX_IN] = {x, factor(l, a, a->down, "lora_down"), GRAPH_NONE, GRAPH_NONE, GRAPH_NONE, GRAPH_NONE};
-    int t = a->scale != 0 ? graph_add_node(l->g, OP_conv2d, attr, low, a->path) : GRAPH_NONE;
-    int high[OP_MAX_IN] = {t, factor(l, a, a->up, "lora_up"), GRAPH_NONE, base, GRAPH_NONE, GRAPH_NONE};
+    struct shape s = graph_shape(l->g, low);
+    const char *name = layers_path(l, "%s.mask", a->path);
+
+    if (a->mask == LAYERS_MASK_SAMPLE && s.ndim > 2)
+        s = (struct shape){2, {s.dim[0], s.dim[s.ndim - 1]}};
+    *a->mask_value = graph_input(l->g, name, DT_F32, &s);
+    return graph_binary(l->g, OP_mul, low, *a->mask_value, name);
+}
+
+/* base + scale * up(down(x)) in two layers: down a convolution like the layer's own (conv), or a mask between them. A scale of 0
+ * would mean 1 to the linear layer. */
+static int long_branch(struct layers *l, int base, int x, const struct layers_lora *a, const struct op_attr *conv)
+{
+    int low[OP_MAX_IN] = {x, GRAPH_NONE, GRAPH_NONE, GRAPH_NONE, GRAPH_NONE, GRAPH_NONE};
+    int high[OP_MAX_IN] = {GRAPH_NONE, GRAPH_NONE, GRAPH_NONE, base, GRAPH_NONE, GRAPH_NONE};
     struct op_attr scaled = {.scale = a->scale};
 
-    return a->scale != 0 ? graph_add_node(l->g, OP_linear, &scaled, high, a->path) : base;
+    if (a->scale == 0)
+        return base;
+    low[1] = factor(l, a, a->down, "lora_down");
+    high[0] = graph_add_node(l->g, conv ? OP_conv2d : OP_linear, conv, low, layers_path(l, "%s.lora_down", a->path));
+    if (a->mask != LAYERS_NO_MASK)
+        high[0] = masked(l, high[0], a);
+    high[1] = factor(l, a, a->up, "lora_up");
+    return graph_add_node(l->g, OP_linear, &scaled, high, a->path);
 }
 
 static int branches(struct layers *l, int base, int x, const char *path, const struct layers_lora *folded,
@@ -81,8 +100,8 @@ static int branches(struct layers *l, int base, int x, const char *path, const s
     while ((a = next_lora(l, path, &at)) != NULL) {
         if (a == folded)
             continue;
-        if (a->down->shape.ndim == 4 && conv)
-            base = conv_branch(l, base, x, a, conv);
+        if ((a->down->shape.ndim == 4 && conv) || a->mask != LAYERS_NO_MASK)
+            base = long_branch(l, base, x, a, a->down->shape.ndim == 4 ? conv : NULL);
         else
             base = graph_lora(l->g, base, x, factor(l, a, a->down, "lora_down"), factor(l, a, a->up, "lora_up"), a->scale, path);
     }

@@ -20,6 +20,10 @@ struct layers_lora {
     /* May be put into the weight, one layer at a time in scratch, where that is cheaper than a branch: where x has many rows.
      * Linear and 1x1 layers that are not trained, one LoRA a layer; the others are branches in any case. */
     bool fold;
+    /* Dropout: what down gives is multiplied by an input of the graph, of its own shape or one vector a sample. The value's
+     * number goes to *mask_value (GRAPH_NONE before; borrowed until the graph is built). */
+    enum { LAYERS_NO_MASK, LAYERS_MASK_EACH, LAYERS_MASK_SAMPLE } mask;
+    int *mask_value;
 };
 
 struct layers {

@@ -1,0 +1,200 @@
+#include "cmd/train/text.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "formats/prompt.h"
+#include "ref/base/thread.h"
+#include "ref/model/clip.h"
+
+/* One kept embedding: found again by its token ids. */
+struct kept {
+    int32_t *ids;
+    float *context;
+};
+
+struct text {
+    struct text_options o;
+    struct tokenizer *tokenizer;
+    struct token_list tokens;
+    const struct ops *ops;
+    struct graph *g;
+    struct run *run;
+    struct clip clip;
+    size_t size, arena;
+    int32_t *ids, *rows;
+    float *out; /* [chunks, 77, width] */
+    struct kept *kept;
+    size_t count, most;
+};
+
+static size_t ids_count(const struct text *t)
+{
+    return t->o.chunks * TOKEN_CHUNK;
+}
+
+static int prepare_encoder(struct text *t, struct weights *w, struct err *err)
+{
+    struct layers l = {.w = w, .part = MODEL_TEXT_ENCODER};
+    struct clip_options options = {.clip_skip = t->o.clip_skip};
+    struct plan *plan;
+    size_t width;
+
+    t->g = l.g = graph_new(err);
+    if (!t->g || clip_build(&l, &options, t->o.chunks, TOKEN_CHUNK, &t->clip, err) || graph_fuse(t->g, FUSE_ALL, err) ||
+        plan_new(&plan, t->g, t->ops, thread_count(), err))
+        return -1;
+    t->arena = plan->arena;
+    plan_free(plan);
+    width = graph_shape(t->g, t->clip.out).dim[2];
+    t->size = train_tokens(t->o.chunks) * width;
+    t->most = t->o.most / (t->size * sizeof(float)) + 1;
+    t->kept = mem_zero(t->most, sizeof *t->kept, "text embeddings", err);
+    t->out = mem_new(ids_count(t) * width * sizeof(float), "text embeddings", err);
+    return t->kept && t->out ? 0 : -1;
+}
+
+int text_open(struct text **out, struct weights *w, const struct ops *ops, const struct text_options *o, bool encode,
+              struct err *err)
+{
+    struct text *t = mem_zero(1, sizeof *t, "captions", err);
+
+    if (!t)
+        return -1;
+    t->o = *o;
+    t->ops = ops;
+    if (tokenizer_open(&t->tokenizer, err))
+        goto fail;
+    t->ids = mem_zero(ids_count(t), sizeof *t->ids, "captions", err);
+    t->rows = mem_zero(train_tokens(o->chunks), sizeof *t->rows, "captions", err);
+    if (!t->ids || !t->rows || (encode && prepare_encoder(t, w, err)))
+        goto fail;
+    text_rows(o->chunks, 1, t->rows);
+    *out = t;
+    return 0;
+fail:
+    text_close(t);
+    return -1;
+}
+
+void text_close(struct text *t)
+{
+    if (!t)
+        return;
+    for (size_t i = 0; i < t->count; i++) {
+        free(t->kept[i].ids);
+        free(t->kept[i].context);
+    }
+    free(t->kept);
+    free(t->out);
+    free(t->ids);
+    free(t->rows);
+    free(t->tokens.id);
+    run_free(t->run);
+    graph_free(t->g);
+    tokenizer_close(t->tokenizer);
+    free(t);
+}
+
+/* SD2's padding is a token like others, so a chunk that ends inside the text must get its end marker, and one that is all
+ * padding begins with it. */
+static void mend_sd2(int32_t *chunk)
+{
+    if (chunk[TOKEN_CHUNK - 2] != TOKEN_END && chunk[TOKEN_CHUNK - 2] != TOKEN_PAD_SD2)
+        chunk[TOKEN_CHUNK - 1] = TOKEN_END;
+    if (chunk[1] == TOKEN_PAD_SD2)
+        chunk[1] = TOKEN_END;
+}
+
+int text_ids(struct text *t, const char *caption, int32_t *ids, struct err *err)
+{
+    size_t room = t->o.chunks * PROMPT_CHUNK, count;
+    int32_t pad = t->o.sd2 ? TOKEN_PAD_SD2 : TOKEN_END;
+
+    t->tokens.count = 0;
+    if (tokenizer_encode(t->tokenizer, caption, strlen(caption), &t->tokens, err))
+        return -1;
+    count = t->tokens.count < room ? t->tokens.count : room;
+    for (size_t c = 0; c < t->o.chunks; c++) {
+        int32_t *chunk = ids + c * TOKEN_CHUNK;
+
+        chunk[0] = TOKEN_BEGIN;
+        for (size_t i = 0; i < PROMPT_CHUNK; i++) {
+            size_t at = c * PROMPT_CHUNK + i;
+
+            chunk[1 + i] = at < count ? t->tokens.id[at] : at == count ? TOKEN_END : pad;
+        }
+        chunk[TOKEN_CHUNK - 1] = count == room ? TOKEN_END : pad;
+        if (t->o.sd2 && t->o.chunks > 1)
+            mend_sd2(chunk);
+    }
+    return 0;
+}
+
+void text_rows(size_t chunks, size_t n, int32_t *rows)
+{
+    for (size_t s = 0; s < n; s++) {
+        int32_t first = (int32_t)(s * chunks * TOKEN_CHUNK);
+
+        *rows++ = first;
+        for (size_t c = 0; c < chunks; c++)
+            for (size_t i = 0; i < PROMPT_CHUNK; i++)
+                *rows++ = first + (int32_t)(c * TOKEN_CHUNK + 1 + i);
+        *rows++ = first + (int32_t)(chunks * TOKEN_CHUNK) - 1;
+    }
+}
+
+size_t text_size(const struct text *t)
+{
+    return t->size;
+}
+
+size_t text_bytes(const struct text *t)
+{
+    return t->arena + t->most * t->size * sizeof(float);
+}
+
+/* What the caption in t->ids means, into context. */
+static int encode(struct text *t, float *context, struct err *err)
+{
+    size_t width = t->size / train_tokens(t->o.chunks);
+
+    if (!t->run && run_new(&t->run, t->g, t->ops, err))
+        return -1;
+    if (run_write(t->run, t->clip.ids, t->ids, err) || run_graph(t->run, NULL, err) || run_read(t->run, t->clip.out, t->out, err))
+        return -1;
+    for (size_t i = 0; i < train_tokens(t->o.chunks); i++)
+        memcpy(context + i * width, t->out + (size_t)t->rows[i] * width, width * sizeof *context);
+    return 0;
+}
+
+static int keep(struct text *t, const float *context, struct err *err)
+{
+    struct kept *k = &t->kept[t->count];
+
+    k->ids = mem_new(ids_count(t) * sizeof *k->ids, "text embeddings", err);
+    k->context = k->ids ? mem_new(t->size * sizeof *k->context, "text embeddings", err) : NULL;
+    if (!k->context) {
+        free(k->ids);
+        k->ids = NULL;
+        return -1;
+    }
+    memcpy(k->ids, t->ids, ids_count(t) * sizeof *k->ids);
+    memcpy(k->context, context, t->size * sizeof *context);
+    t->count++;
+    return 0;
+}
+
+int text_embed(struct text *t, const char *caption, float *context, struct err *err)
+{
+    if (text_ids(t, caption, t->ids, err))
+        return -1;
+    for (size_t i = 0; i < t->count; i++)
+        if (memcmp(t->kept[i].ids, t->ids, ids_count(t) * sizeof *t->ids) == 0) {
+            memcpy(context, t->kept[i].context, t->size * sizeof *context);
+            return 0;
+        }
+    if (encode(t, context, err))
+        return -1;
+    return t->count < t->most ? keep(t, context, err) : 0;
+}

@@ -1,0 +1,205 @@
+#include "cmd/train/train_graph.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "formats/prompt.h"
+#include "formats/tokenizer.h"
+#include "ref/model/clip.h"
+#include "ref/model/unet.h"
+
+bool train_graph_has(const struct train_setup *s, const struct network_module *m)
+{
+    const char *layer = strstr(m->spec.path, "layers.");
+    size_t skip = s->clip_skip > 1 ? s->clip_skip - 1 : 0;
+
+    if (m->spec.part != MODEL_TEXT_ENCODER)
+        return true;
+    return s->text_trained && layer && strtoul(layer + 7, NULL, 10) + skip < s->text_layers;
+}
+
+size_t train_tokens(size_t chunks)
+{
+    return chunks * PROMPT_CHUNK + 2;
+}
+
+/* The network's modules in the form the models are built with. */
+static int attach(struct train_graph *t, const struct train_setup *s, bool gradients, struct err *err)
+{
+    size_t n = s->net->count;
+
+    t->loras = mem_zero(n, sizeof *t->loras, "the LoRA", err);
+    t->ddown = mem_new(n * sizeof(int), "the LoRA", err);
+    t->dup = mem_new(n * sizeof(int), "the LoRA", err);
+    t->mask = mem_new(n * sizeof(int), "the LoRA", err);
+    if (!t->loras || !t->ddown || !t->dup || !t->mask)
+        return -1;
+    for (size_t i = 0; i < n; i++) {
+        const struct network_module *m = &s->net->module[i];
+
+        t->ddown[i] = t->dup[i] = t->mask[i] = GRAPH_NONE;
+        if (!train_graph_has(s, m))
+            continue;
+        t->loras[t->lora_count++] = (struct layers_lora){
+            .part = m->spec.part, .path = m->spec.path, .down = &m->down, .up = &m->up,
+            .scale = (float)(m->spec.alpha / (double)m->spec.rank), .train = true, .mask_value = &t->mask[i],
+            .mask = !gradients || s->dropout == DROP_NONE ? LAYERS_NO_MASK
+                    : s->dropout == DROP_EACH             ? LAYERS_MASK_EACH
+                                                          : LAYERS_MASK_SAMPLE};
+    }
+    return 0;
+}
+
+static int add(struct graph *g, enum op_id op, int a, int b, int c, int d, const char *name)
+{
+    int in[OP_MAX_IN] = {a, b, c, d, GRAPH_NONE, GRAPH_NONE};
+
+    return graph_add_node(g, op, NULL, in, name);
+}
+
+/* The text encoder with its chunks joined. */
+static int build_text(struct train_graph *t, const struct train_setup *s, struct layers *l, int *context, struct err *err)
+{
+    struct clip_options options = {.clip_skip = s->clip_skip};
+    struct shape rows = {2, {t->shape.n, train_tokens(t->shape.chunks)}};
+    struct clip clip;
+
+    l->part = MODEL_TEXT_ENCODER;
+    if (clip_build(l, &options, t->shape.n * t->shape.chunks, TOKEN_CHUNK, &clip, err))
+        return -1;
+    t->ids = clip.ids;
+    *context = clip.out;
+    if (t->shape.chunks > 1) {
+        t->rows = graph_input(t->g, "rows", DT_I32, &rows);
+        *context = graph_binary(t->g, OP_gather, clip.out, t->rows, "context");
+    }
+    return graph_check(t->g, err);
+}
+
+static int build_forward(struct train_graph *t, const struct train_setup *s, bool gradients, struct err *err)
+{
+    struct layers l = {.g = t->g, .w = s->w, .loras = t->loras};
+    struct shape per_sample = {1, {t->shape.n}}, out;
+    struct unet unet;
+    int context = GRAPH_NONE;
+
+    if (attach(t, s, gradients, err))
+        return -1;
+    l.lora_count = t->lora_count;
+    if (s->text_trained && build_text(t, s, &l, &context, err))
+        return -1;
+    l.part = MODEL_UNET;
+    if (unet_build(&l, NULL, t->shape.n, t->shape.h, t->shape.w, context, train_tokens(t->shape.chunks), &unet, err))
+        return -1;
+    t->latents = unet.latents;
+    t->timestep = unet.timestep;
+    t->context = s->text_trained ? GRAPH_NONE : unet.context;
+    t->out = unet.out;
+    out = graph_shape(t->g, unet.out);
+    t->target = graph_input(t->g, "target", DT_F32, &out);
+    t->weight = graph_input(t->g, "weight", DT_F32, &per_sample);
+    if (s->huber) {
+        t->delta = graph_input(t->g, "delta", DT_F32, &per_sample);
+        t->loss = add(t->g, OP_huber, t->out, t->target, t->delta, t->weight, "loss");
+    } else {
+        t->loss = add(t->g, OP_mse, t->out, t->target, t->weight, GRAPH_NONE, "loss");
+    }
+    graph_keep(t->g, t->loss);
+    return graph_check(t->g, err);
+}
+
+static int differentiate(struct train_graph *t, const struct train_setup *s, struct err *err)
+{
+    size_t values;
+    int *grads, rc;
+
+    if (graph_fuse(t->g, FUSE_NORM_SILU | FUSE_RESIDUAL, err))
+        return -1;
+    values = t->g->value_count;
+    grads = mem_new(values * sizeof *grads, "gradients", err);
+    if (!grads)
+        return -1;
+    rc = graph_differentiate(t->g, t->loss, NULL, 0, grads, err);
+    if (rc == 0)
+        t->seed = grads[t->loss];
+    for (size_t v = 0; rc == 0 && v < values; v++)
+        for (size_t i = 0; t->g->values[v].kind == VALUE_PARAM && i < s->net->count; i++) {
+            const struct network_module *m = &s->net->module[i];
+
+            if (t->g->values[v].source == &m->down)
+                t->ddown[i] = grads[v];
+            else if (t->g->values[v].source == &m->up)
+                t->dup[i] = grads[v];
+        }
+    free(grads);
+    if (rc == 0 && s->checkpoint)
+        rc = graph_checkpoint(t->g, err);
+    return rc;
+}
+
+int train_graph_build(struct train_graph *t, const struct train_setup *s, const struct train_shape *shape, bool gradients,
+                      struct err *err)
+{
+    t->shape = *shape;
+    t->delta = t->ids = t->rows = t->context = t->seed = GRAPH_NONE;
+    t->g = graph_new(err);
+    if (!t->g || build_forward(t, s, gradients, err) || (gradients && differentiate(t, s, err)))
+        return -1;
+    return graph_fuse(t->g, FUSE_ALL, err);
+}
+
+void train_graph_free(struct train_graph *t)
+{
+    run_free(t->run);
+    graph_free(t->g);
+    free(t->loras);
+    free(t->ddown);
+    free(t->dup);
+    free(t->mask);
+    memset(t, 0, sizeof *t);
+}
+
+static size_t count_of(const struct tensor *t)
+{
+    size_t n = 1;
+
+    for (int i = 0; i < t->shape.ndim; i++)
+        n *= t->shape.dim[i];
+    return n;
+}
+
+size_t train_graph_scratch(const struct network *net)
+{
+    size_t most = 0;
+
+    for (size_t i = 0; i < net->count; i++) {
+        size_t down = count_of(&net->module[i].down), up = count_of(&net->module[i].up);
+
+        most = down > most ? down : most;
+        most = up > most ? up : most;
+    }
+    return most;
+}
+
+static int collect(struct train_graph *t, int value, float *to, size_t n, bool first, float *scratch, struct err *err)
+{
+    if (value == GRAPH_NONE)
+        return 0;
+    if (run_read(t->run, value, first ? to : scratch, err))
+        return -1;
+    for (size_t i = 0; !first && i < n; i++)
+        to[i] += scratch[i];
+    return 0;
+}
+
+int train_graph_gradients(struct train_graph *t, const struct network *net, bool first, float *scratch, struct err *err)
+{
+    for (size_t i = 0; i < net->count; i++) {
+        const struct network_module *m = &net->module[i];
+
+        if (collect(t, t->ddown[i], m->ddown, count_of(&m->down), first, scratch, err) ||
+            collect(t, t->dup[i], m->dup, count_of(&m->up), first, scratch, err))
+            return -1;
+    }
+    return 0;
+}

@@ -1,0 +1,70 @@
+/* One training step as a graph: noised latents and a caption go in, the loss and the gradients of all factors come out. A graph
+ * belongs to one shape of batch (samples, size, length of captions); the model's weights and the factors are shared.
+ *
+ * With LoRA on the text encoder, that is part of the graph and token ids go in; without, text embeddings do (text.h).
+ */
+#ifndef CMD_TRAIN_TRAIN_GRAPH_H
+#define CMD_TRAIN_TRAIN_GRAPH_H
+
+#include "formats/model.h"
+#include "ref/graph/run.h"
+#include "ref/lora/network.h"
+#include "ref/model/layers.h"
+
+enum train_loss { LOSS_L2, LOSS_HUBER, LOSS_SMOOTH_L1 };
+
+/* What is the same for all graphs of a run. */
+struct train_setup {
+    struct weights *w;
+    const struct ops *ops;
+    const struct network *net;
+    bool text_trained; /* the text encoder is in the graph */
+    bool sd2;          /* how chunks of long captions are joined, see text.h */
+    size_t text_layers, clip_skip; /* 0 or 1: the last layer's output */
+    bool checkpoint;   /* gradient checkpointing */
+    bool huber;        /* the loss takes a width a sample */
+    enum { DROP_NONE, DROP_SAMPLE, DROP_EACH } dropout; /* no masks, one vector a sample, or one value an activation */
+};
+
+struct train_shape {
+    size_t n;      /* samples */
+    size_t h, w;   /* of the latents */
+    size_t chunks; /* of 77 tokens, of a caption */
+};
+
+struct train_graph {
+    struct train_shape shape;
+    struct graph *g;
+    struct run *run;
+    int latents, timestep, target, weight; /* inputs [n, h, w, c], [n], [n, h, w, c], [n] */
+    int delta;    /* [n] of huber, or GRAPH_NONE */
+    int ids;      /* [n * chunks, 77] i32, or GRAPH_NONE */
+    int rows;     /* [n, tokens] i32: which rows of the text encoder's output make the context; GRAPH_NONE with one chunk */
+    int context;  /* [n, tokens, width] f32 an input when the text encoder is not trained, else GRAPH_NONE */
+    int seed;     /* gradient of the loss, []; GRAPH_NONE without gradients */
+    int out, loss; /* kept: prediction and loss */
+    int *ddown, *dup, *mask; /* [net->count] GRAPH_NONE where there is none */
+    struct layers_lora *loras;
+    size_t lora_count;
+    uint64_t used; /* when it was last used, for the caller */
+};
+
+/* Whether module i of the network has a layer in the graph: not in text layers that clip_skip leaves out. */
+bool train_graph_has(const struct train_setup *s, const struct network_module *m);
+
+/* Tokens of the context that captions of so many chunks give: 77, 152, 227. */
+size_t train_tokens(size_t chunks);
+
+/* Builds the list (no memory for activations yet). gradients: false gives the loss alone, without dropout. *t is zeroed by the
+ * caller; train_graph_free() frees what it holds, also after an error. */
+int train_graph_build(struct train_graph *t, const struct train_setup *s, const struct train_shape *shape, bool gradients,
+                      struct err *err);
+void train_graph_free(struct train_graph *t);
+
+/* After a run: net->grads += the gradients of this run (or = when first). */
+int train_graph_gradients(struct train_graph *t, const struct network *net, bool first, float *scratch, struct err *err);
+
+/* Elements of the largest factor: what train_graph_gradients() needs as scratch. */
+size_t train_graph_scratch(const struct network *net);
+
+#endif
