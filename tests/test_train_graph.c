@@ -196,7 +196,7 @@ static void close_subject(struct subject *s)
 
 static float *stored(const struct subject *s, const char *key)
 {
-    char name[300];
+    char name[400];
 
     snprintf(name, sizeof name, "%s/%s", s->name, key);
     return golden_f32(file, name, NULL);
@@ -204,7 +204,7 @@ static float *stored(const struct subject *s, const char *key)
 
 static int32_t *stored_i32(const struct subject *s, const char *key, size_t *n)
 {
-    char name[300];
+    char name[400];
 
     snprintf(name, sizeof name, "%s/%s", s->name, key);
     return golden_i32(file, name, n);
@@ -320,23 +320,41 @@ static float one_step(struct subject *s, size_t step)
 
 /* ---- Comparisons ---- */
 
+/* How far torch's f32 is off: for this tensor, or for all of a kind. */
+static double single_error(const char *name)
+{
+    const char *last = strstr(name, "/last/"), *key;
+    double most = json_number_value(json_object_get(errors, name));
+    json_t *e;
+
+    json_object_foreach(errors, key, e)
+        if (last && strncmp(key, name, (size_t)(last - name) + 6) == 0)
+            most = fmax(most, json_number_value(e));
+    return most;
+}
+
 /* Two f32 computations differ by the order of their sums; torch's own f32 run against its f64 run, stored beside each tensor,
  * is one sample of such a difference. 6 times it, and 16 roundings of the largest value where that one was lucky (as in
- * test_models.c). Factors after ten steps carry ten such differences: AdamW divides a gradient by its own size, so that one
- * of a near-zero gradient moves its factor by a share of lr; that is in torch's sample as well. */
+ * test_models.c). AdamW divides a gradient by its own size, so what a factor is off by after ten steps is lr times the relative
+ * error of its gradient, and the worst ones belong to gradients that happen to be near zero, wherever they are: for those
+ * factors the sample is the largest of all tensors of the case. Where the exact gradient is 0
+ * (group norm with one channel a group takes away what the time embedding adds), what cancels are terms of the size of other
+ * gradients, 0.003 at most. */
 static void compare(const struct subject *s, const char *key, const float *got, size_t got_count)
 {
     double single, size = 0, worst, limit;
-    char name[300];
+    char name[400];
     float *want;
     size_t n;
 
     snprintf(name, sizeof name, "%s/%s", s->name, key);
-    single = json_number_value(json_object_get(errors, name));
+    single = single_error(name);
     want = golden_f32(file, name, &n);
     assert_int_equal(n, got_count);
     for (size_t i = 0; i < n; i++)
         size = fmax(size, fabs((double)want[i]));
+    if (size < 1e-12)
+        size = 0.003;
     limit = 6 * single + 16 * 0x1p-24 * size;
     worst = golden_max_diff(got, want, n);
     if (getenv("TRAIN_VERBOSE"))
@@ -348,7 +366,7 @@ static void compare(const struct subject *s, const char *key, const float *got, 
 
 static bool has(const struct subject *s, const char *key)
 {
-    char name[300];
+    char name[400];
 
     snprintf(name, sizeof name, "%s/%s", s->name, key);
     return tensor_file_find(file, name) != NULL;
@@ -397,7 +415,7 @@ static void train(const char *name, bool checkpoint, size_t steps, size_t factor
     want = stored(&s, "losses");
     for (size_t i = 0; i < steps; i++) {
         char key[32] = "losses";
-        double single = json_number_value(json_object_get(errors, "eps/losses")), limit;
+        double single, limit;
 
         snprintf(key, sizeof key, "%s/losses", name);
         single = json_number_value(json_object_get(errors, key));
@@ -415,26 +433,26 @@ static void train(const char *name, bool checkpoint, size_t steps, size_t factor
 static void test_eps(void **state)
 {
     (void)state;
-    train("eps", false, STEPS, 2 * (18 + 40));
-    train("eps", true, STEPS, 2 * (18 + 40));
+    train("eps", false, STEPS, 132);
+    train("eps", true, STEPS, 132);
 }
 
 static void test_v(void **state)
 {
     (void)state;
-    train("v", true, STEPS, 2 * (12 + 40));
+    train("v", true, STEPS, 120);
 }
 
 static void test_unet_huber_conv(void **state)
 {
     (void)state;
-    train("unet", false, STEPS, 2 * (40 + 27));
+    train("unet", false, STEPS, 156);
 }
 
 static void test_dropout(void **state)
 {
     (void)state;
-    train("drop", true, STEPS, 2 * (18 + 40));
+    train("drop", true, STEPS, 132);
 }
 
 /* The same bytes for any number of threads, with and without checkpointing. */
@@ -473,13 +491,12 @@ static void test_init(void **state)
         size_t pixels = m->spec.kh * m->spec.kw, in = m->spec.in;
         const float *down = m->down.data, *up = m->up.data;
         float mine[8], *want;
-        char name[300];
+        char name[400];
 
         snprintf(name, sizeof name, "init/%s", m->spec.path);
         want = golden_f32(file, name, NULL);
         for (size_t k = 0; k < 8; k++) {
-            bool window = pixels > 1;
-            size_t p = window ? pixels - 1 - (7 - k) / in : 0, c = window ? in - 1 - (7 - k) % in : in - 1 - (7 - k);
+            size_t p = pixels - 1 - (7 - k) / in, c = in - 1 - (7 - k) % in;
 
             mine[k] = down[((m->spec.rank - 1) * pixels + p) * in + c];
         }

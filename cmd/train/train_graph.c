@@ -78,13 +78,14 @@ static int build_text(struct train_graph *t, const struct train_setup *s, struct
 
 static int build_forward(struct train_graph *t, const struct train_setup *s, bool gradients, struct err *err)
 {
-    struct layers l = {.g = t->g, .w = s->w, .loras = t->loras};
+    struct layers l = {.g = t->g, .w = s->w};
     struct shape per_sample = {1, {t->shape.n}}, out;
     struct unet unet;
     int context = GRAPH_NONE;
 
     if (attach(t, s, gradients, err))
         return -1;
+    l.loras = t->loras;
     l.lora_count = t->lora_count;
     if (s->text_trained && build_text(t, s, &l, &context, err))
         return -1;

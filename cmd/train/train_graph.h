@@ -6,7 +6,6 @@
 #ifndef CMD_TRAIN_TRAIN_GRAPH_H
 #define CMD_TRAIN_TRAIN_GRAPH_H
 
-#include "formats/model.h"
 #include "ref/graph/run.h"
 #include "ref/lora/network.h"
 #include "ref/model/layers.h"
