@@ -12,7 +12,7 @@
 #include "ref/base/thread.h"
 
 /* One word a command, in the order of the overview; cmd/NAME.c defines command_NAME. */
-#define COMMAND_LIST(X) X(generate) X(extract) X(merge) X(resize) X(info) X(convert) X(prepare) X(verify) X(devices) X(help) X(man) X(completion) \
+#define COMMAND_LIST(X) X(train) X(prepare) X(generate) X(extract) X(merge) X(resize) X(info) X(convert) X(verify) X(devices) X(help) X(man) X(completion) \
     X(merge_captions_to_metadata) X(merge_dd_tags_to_metadata) X(clean_captions_and_tags) X(prepare_buckets_latents)
 
 #define DECLARE(name) extern const struct command command_##name;

@@ -15,13 +15,14 @@
 
 #include "cmd/train/text.h"
 #include "cmd/train/train_graph.h"
+#include "cmd/verify/golden_model.h"
 #include "ref/base/thread.h"
 #include "ref/diffusion/schedule.h"
 #include "ref/lora/target.h"
 #include "ref/model/clip.h"
 #include "ref/optim/optim.h"
 #include "tests/lib/golden.h"
-#include "tests/lib/model_source.h"
+
 
 enum { STEPS = 10 };
 
@@ -37,7 +38,7 @@ static json_t *cases, *errors, *tensors;
 struct subject {
     const char *name;
     json_t *o;
-    struct model_source source;
+    struct golden_model source;
     struct weight_source door;
     struct weights *w;
     struct network *net;
@@ -64,7 +65,7 @@ static void add_specs(struct network_spec *spec, size_t *count, enum model_part 
     const char *name;
     json_t *dims;
 
-    json_object_foreach(json_object_get(tensors, model_source_part(part)), name, dims)
+    json_object_foreach(json_object_get(tensors, golden_model_part(part)), name, dims)
     {
         struct shape s = {.ndim = (int)json_array_size(dims)};
         struct network_spec *n = &spec[*count];
@@ -107,7 +108,7 @@ static void fill_factor(struct tensor *t, const char *name, const char *path, co
 
     snprintf(full, sizeof full, "%s/%s.%s", name, path, leaf);
     shape_numel(&t->shape, &n);
-    model_source_fill(x, full, &t->shape, n);
+    golden_model_fill(x, full, &t->shape, n);
     for (size_t i = 0; i < n; i++)
         x[i] *= by;
 }
@@ -155,8 +156,8 @@ static void open_subject(struct subject *s, const char *name, bool checkpoint)
     s->name = name;
     s->o = json_object_get(cases, name);
     assert_non_null(s->o);
-    s->source = (struct model_source){"train", tensors, DT_F16};
-    s->door = (struct weight_source){"golden model", &s->source, model_source_find, model_source_read};
+    s->source = (struct golden_model){"train", tensors, DT_F16};
+    s->door = (struct weight_source){"golden model", &s->source, golden_model_find, golden_model_read};
     MUST(weights_new(&s->w, &s->door, &err));
     ops_ref(&s->ops);
     schedule_init(&s->schedule);

@@ -45,7 +45,6 @@ struct train_graph {
     int *ddown, *dup, *mask; /* [net->count] GRAPH_NONE where there is none */
     struct layers_lora *loras;
     size_t lora_count;
-    uint64_t used; /* when it was last used, for the caller */
 };
 
 /* Whether module i of the network has a layer in the graph: not in text layers that clip_skip leaves out. */

@@ -5,7 +5,26 @@
 #include "ref/base/thread.h"
 #include "ref/graph/run_inside.h"
 
+/* The arena: owner's, or new memory; a device also places params. */
+static int get_arena(struct run *r, const struct run *owner, struct err *err)
+{
+    if (owner && owner->plan->arena >= r->plan->arena) {
+        r->arena = owner->arena;
+        r->borrowed = true;
+    }
+    if (r->ops->device)
+        return run_device_arena(r, err);
+    if (!r->borrowed)
+        r->arena = mem_new(r->plan->arena, "the activations", err);
+    return r->arena ? 0 : -1;
+}
+
 int run_new(struct run **out, const struct graph *g, const struct ops *ops, struct err *err)
+{
+    return run_new_beside(out, g, ops, NULL, err);
+}
+
+int run_new_beside(struct run **out, const struct graph *g, const struct ops *ops, const struct run *owner, struct err *err)
 {
     struct run *r = mem_zero(1, sizeof *r, "a graph", err);
 
@@ -17,7 +36,7 @@ int run_new(struct run **out, const struct graph *g, const struct ops *ops, stru
         goto fail;
     if (plan_new(&r->plan, run_graph_of(r), ops, thread_count(), err) < 0)
         goto fail;
-    if (ops->device ? run_device_arena(r, err) < 0 : !(r->arena = mem_new(r->plan->arena, "the activations", err)))
+    if (get_arena(r, owner, err) < 0)
         goto fail;
     *out = r;
     return 0;
@@ -32,7 +51,8 @@ void run_free(struct run *r)
         return;
     run_device_free(r);
     plan_free(r->plan);
-    free(r->arena);
+    if (!r->borrowed)
+        free(r->arena);
     free(r);
 }
 

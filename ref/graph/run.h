@@ -29,6 +29,10 @@ struct run_options {
 int run_new(struct run **out, const struct graph *g, const struct ops *ops, struct err *err);
 void run_free(struct run *r); /* NULL is fine */
 
+/* The same for a graph that never runs while owner's does: it works in owner's arena where that is large enough, else in one of
+ * its own. owner is of the same ops and freed after it. */
+int run_new_beside(struct run **out, const struct graph *g, const struct ops *ops, const struct run *owner, struct err *err);
+
 const struct plan *run_plan(const struct run *r);
 
 /* Where the value's data is: arena, or the weight's own memory. NULL when it has no place, or lies on a device. */

@@ -106,7 +106,8 @@ int run_device_new(struct run *r, struct err *err)
 
 int run_device_arena(struct run *r, struct err *err)
 {
-    r->arena = r->device->ops->alloc(r->plan->arena, "the activations", err);
+    if (!r->borrowed)
+        r->arena = r->device->ops->alloc(r->plan->arena, "the activations", err);
     return r->arena ? place_params(r, err) : -1;
 }
 
@@ -129,7 +130,8 @@ void run_device_free(struct run *r)
         if (d->seen[i])
             d->ops->unweight(d->weights[i].data);
     d->ops->free(d->params);
-    d->ops->free(r->arena);
+    if (!r->borrowed)
+        d->ops->free(r->arena);
     r->arena = NULL;
     free_host(d, d->staged);
     free_host(d, d->gathered);

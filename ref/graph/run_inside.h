@@ -13,6 +13,7 @@ struct run {
     const struct ops *ops;
     struct plan *plan;
     char *arena; /* the device's memory where there is one */
+    bool borrowed; /* the arena is another run's */
     struct run_device *device; /* NULL: the program's own memory */
 };
 
