@@ -77,7 +77,7 @@ static const struct option_row rows[] = {
     {O(rng), .arg = "DEVICE", .choices = devices, .def = "cpu",
      .help = "whose random numbers: those that torch draws on the CPU or on a GPU"},
     {O(device), .arg = "NAME", .def = "auto",
-     .help = "what computes: auto (a GPU where there is one, else the processor), cpu, or a plug-in such as dnnl:bf16, cuda, "
+     .help = "what computes: auto (a GPU where there is one, else the processor), cpu, cpu:bf16, or a plug-in such as dnnl, cuda, "
              "cuda:bf16:1"},
     {O(sequential_file_name), .help = "im_000001.png, im_000002.png ...; files there are replaced"},
     {O(use_original_file_name), .help = "img2img: name the result as the picture it began with"},
@@ -96,7 +96,7 @@ static const struct option_row rows[] = {
     {O(guide_image_path), .arg = "PATH", .help = "a picture for such guidance: refused", .flags = OPTION_ADVANCED},
     {OPTION_IGNORED_VALUE("vgg16_guidance_layer", "N", "there is no VGG16 guidance here")},
     {OPTION_IGNORED_FLAG("fp16", "weights stay as they are in the file, sums are float; --device chooses the arithmetic")},
-    {OPTION_IGNORED_FLAG("bf16", "weights stay as they are in the file, sums are float; --device dnnl:bf16 computes in bf16")},
+    {OPTION_IGNORED_FLAG("bf16", "weights stay as they are in the file, sums are float; --device cpu:bf16 computes in bf16")},
     {OPTION_IGNORED_FLAG("xformers", "attention never holds the whole matrix")},
     {OPTION_IGNORED_FLAG("diffusers_xformers", "attention never holds the whole matrix")},
     {OPTION_IGNORED_FLAG("opt_channels_last", "it is always so")},
