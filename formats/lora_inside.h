@@ -34,6 +34,9 @@ int lora_open_folder(struct lora_file *f, const char *configs[2], enum model_par
  * 5th module is the feed-forward one (models of that time) rather than attn2.to_q. False when n fits no known model. */
 bool lora_order_path(enum model_part part, size_t n, size_t i, bool wide, char out[NAMES_MAX]);
 
+/* A module's path as PEFT's config and names have it. */
+const char *lora_spell_peft_path(const struct lora_out *m);
+
 /* The name of a factor in a layout that is written; index: the module's place in its part. False when the layout has no place
  * for the module. */
 bool lora_spell(enum lora_layout layout, const struct lora_out *m, enum lora_role role, size_t index, char *out, size_t size);

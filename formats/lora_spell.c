@@ -16,20 +16,20 @@ static bool fits(int n, size_t size)
     return n > 0 && (size_t)n < size;
 }
 
-/* diffusers renames the factors of attention only; the rest keeps PEFT's words. */
+/* diffusers' own training scripts write lora.down, lora.up and lora_linear_layer.* in attention and PEFT's words elsewhere; its loader
+ * looks at the first name of the U-Net and then reads only one kind. PEFT's words everywhere are read whole. */
 static bool spell_diffusers(const struct lora_out *m, bool up, char *out, size_t size)
 {
-    static const char *const unet[] = {".to_q", ".to_k", ".to_v", ".to_out.0"};
-    static const char *const text[] = {".q_proj", ".k_proj", ".v_proj", ".out_proj"};
-    const char *words = up ? "lora_B" : "lora_A";
+    return fits(snprintf(out, size, "%s.%s.%s.weight", m->part == MODEL_UNET ? "unet" : "text_encoder", m->path,
+                         up ? "lora_B" : "lora_A"), size);
+}
 
-    for (int i = 0; i < 4; i++) {
-        if (m->part == MODEL_UNET && last_words(m->path, unet[i]))
-            words = up ? "lora.up" : "lora.down";
-        if (m->part == MODEL_TEXT_ENCODER && last_words(m->path, text[i]))
-            words = up ? "lora_linear_layer.up" : "lora_linear_layer.down";
-    }
-    return fits(snprintf(out, size, "%s.%s.%s.weight", m->part == MODEL_UNET ? "unet" : "text_encoder", m->path, words), size);
+/* From transformers 5 on, a text encoder's modules have no "text_model." in front, and PEFT goes by modules' names. */
+const char *lora_spell_peft_path(const struct lora_out *m)
+{
+    static const char old[] = "text_model.";
+
+    return m->part == MODEL_TEXT_ENCODER && strncmp(m->path, old, sizeof old - 1) == 0 ? m->path + sizeof old - 1 : m->path;
 }
 
 static bool spell_old(const struct lora_out *m, bool up, char *out, size_t size)
@@ -71,7 +71,8 @@ bool lora_spell(enum lora_layout layout, const struct lora_out *m, enum lora_rol
     case LORA_KOHYA: return spell_kohya(m, role, out, size);
     case LORA_DIFFUSERS: return spell_diffusers(m, up, out, size);
     case LORA_DIFFUSERS_OLD: return spell_old(m, up, out, size);
-    case LORA_PEFT: return fits(snprintf(out, size, "base_model.model.%s.%s.weight", m->path, up ? "lora_B" : "lora_A"), size);
+    case LORA_PEFT:
+        return fits(snprintf(out, size, "base_model.model.%s.%s.weight", lora_spell_peft_path(m), up ? "lora_B" : "lora_A"), size);
     case LORA_CLONEOFSIMO:
         return fits(snprintf(out, size, "%s:%zu:%s", m->part == MODEL_UNET ? "unet" : "text_encoder", index, up ? "up" : "down"), size);
     default: return false;

@@ -337,11 +337,11 @@ static json_t *peft_config(const struct lora_out *const *m, size_t n)
         double alpha = m[i]->has_alpha ? m[i]->alpha : (double)m[i]->rank;
         double usual = m[best]->has_alpha ? m[best]->alpha : (double)m[best]->rank;
 
-        json_array_append_new(targets, json_string(m[i]->path));
+        json_array_append_new(targets, json_string(lora_spell_peft_path(m[i])));
         if (m[i]->rank != m[best]->rank)
-            json_object_set_new(ranks, m[i]->path, json_integer((json_int_t)m[i]->rank));
+            json_object_set_new(ranks, lora_spell_peft_path(m[i]), json_integer((json_int_t)m[i]->rank));
         if (alpha != usual)
-            json_object_set_new(alphas, m[i]->path, json_real(alpha));
+            json_object_set_new(alphas, lora_spell_peft_path(m[i]), json_real(alpha));
     }
     return json_pack("{s:s, s:n, s:n, s:i, s:f, s:f, s:s, s:b, s:b, s:b, s:b, s:b, s:o, s:o, s:o}", "peft_type", "LORA", "task_type",
                      "base_model_name_or_path", "r", (int)m[best]->rank, "lora_alpha",
