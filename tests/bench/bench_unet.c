@@ -6,7 +6,7 @@
  * are read from a file by name (latents, timestep, context, ids, pictures; channels last), else they are a fixed pattern;
  * --out writes the result as tensor "out". --train: forward, backward and AdamW with a LoRA of that rank on every linear layer
  * of the U-Net; --lora: the forward with such a LoRA. step: the text encoder and then the U-Net, LoRA on both. --row: one line,
- * median seconds (without the first run), GFLOP/s as the operations are defined, its share of what the register tiles reach
+ * best seconds of the runs (what else the machine does only adds), GFLOP/s as the operations are defined, its share of what the register tiles reach
  * on data in the innermost cache (Winograd's convolutions do with fewer operations, so it may pass 100 %), and peak memory. */
 #include <math.h>
 #include <stdio.h>
@@ -331,7 +331,7 @@ static double operations(const struct bench *b)
     return sum;
 }
 
-enum { PEAK_ROWS = 48, PEAK_COLS = 32, PEAK_K = 128, PEAK_TIMES = 3000, PEAK_PIECES = 4, MOST_RUNS = 100 };
+enum { PEAK_ROWS = 48, PEAK_COLS = 32, PEAK_K = 128, PEAK_TIMES = 3000, PEAK_PIECES = 4 };
 
 static int peak_piece(void *ctx, size_t index, struct err *err)
 {
@@ -363,23 +363,13 @@ static double peak(bool bf16)
     return (bf16 ? 4 : 2) * (double)PEAK_ROWS * PEAK_COLS * PEAK_K * PEAK_TIMES * pieces / best * 1e-9;
 }
 
-static int by_size(const void *a, const void *b)
+static void print_row(const struct bench *b, double best, bool bf16)
 {
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static void print_row(const struct bench *b, double *seconds, bool bf16)
-{
-    size_t first = b->runs > 1 ? 1 : 0;
-    double top = peak(bf16), median, flops = operations(b);
+    double top = peak(bf16), flops = operations(b);
     struct rusage usage_now;
 
-    qsort(seconds + first, b->runs - first, sizeof *seconds, by_size);
-    median = seconds[first + (b->runs - first) / 2];
     getrusage(RUSAGE_SELF, &usage_now);
-    printf("%8.3f s %6.0f GFLOP/s %4.0f %% %6.2f GiB\n", median, flops / median * 1e-9, flops / median * 1e-7 / top,
+    printf("%8.3f s %6.0f GFLOP/s %4.0f %% %6.2f GiB\n", best, flops / best * 1e-9, flops / best * 1e-7 / top,
            (double)usage_now.ru_maxrss / 0x1p20);
 }
 
@@ -395,7 +385,7 @@ static void print_forecast(struct bench *b)
 
 static int work(struct bench *b, struct err *err)
 {
-    double seconds[MOST_RUNS];
+    double seconds, best = HUGE_VAL;
     struct run_options options = {0};
     struct tensor_file *f = NULL;
     struct profile *profile = NULL;
@@ -406,7 +396,6 @@ static int work(struct bench *b, struct err *err)
     if (offload_open(&device, b->device ? b->device : "cpu", access("build/plugins", X_OK) == 0 ? "build/plugins" : NULL,
                      err) < 0)
         return -1;
-    b->runs = b->runs < MOST_RUNS ? b->runs : MOST_RUNS;
     if (!b->row)
         printf("%s, %s\n", device.info.text, dtype_name(device.info.arithmetic));
     if (model_open(&b->m, b->model, err) < 0 || model_weights_open(&b->source, b->m, true, err) < 0 ||
@@ -431,12 +420,13 @@ static int work(struct bench *b, struct err *err)
         cpu = processor();
         if (run_graph(b->run, &options, err) < 0 || run_wait(b->run, err) < 0 || (b->optim && optimize(b, err) < 0))
             return -1;
-        seconds[i] = now() - start;
+        seconds = now() - start;
+        best = seconds < best ? seconds : best;
         if (!b->row)
-            printf("run %zu: %.5f s, %.3f s of processor time\n", i + 1, seconds[i], processor() - cpu);
+            printf("run %zu: %.5f s, %.3f s of processor time\n", i + 1, seconds, processor() - cpu);
     }
     if (b->row)
-        print_row(b, seconds, device.info.arithmetic == DT_BF16);
+        print_row(b, best, device.info.arithmetic == DT_BF16);
     if (profile)
         profile_print(profile, stdout, 0, 25);
     profile_free(profile);
