@@ -20,7 +20,7 @@ bool convert_is_file_name(const char *path)
 }
 
 /* "model.gguf" ends like a file, but of no kind that is written; "stable-diffusion-v1.5" and "model.x/" are folders. */
-static bool ends_unlike_folder(const char *path)
+bool convert_ends_unlike_folder(const char *path)
 {
     const char *slash = strrchr(path, '/'), *dot = strrchr(slash ? slash : path, '.');
 
@@ -76,7 +76,7 @@ static int run(const struct command_run *r, void *options, struct err *err)
         return -1;
     if (o->v1 && o->v2)
         return err_usage(err, "--v1 and --v2 contradict each other; leave both out: the kind is found from the file");
-    if (o->to == CONVERT_UNSET && !convert_is_file_name(o->out) && ends_unlike_folder(o->out))
+    if (o->to == CONVERT_UNSET && !convert_is_file_name(o->out) && convert_ends_unlike_folder(o->out))
         return err_usage(
             err, "'%s' is named like a file of no known kind; end it with .safetensors or .ckpt, or with / for a folder",
             o->out);

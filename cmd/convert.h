@@ -33,4 +33,7 @@ int convert_lora(const struct command_run *run, const struct convert_options *o,
 /* Whether a path ends like a file of tensors (.safetensors .ckpt .pt .pth .bin). */
 bool convert_is_file_name(const char *path);
 
+/* Whether a path that is no such file's is hardly meant for a folder ("model.gguf"; not "stable-diffusion-v1.5"). */
+bool convert_ends_unlike_folder(const char *path);
+
 #endif

@@ -12,11 +12,11 @@ static const char *const methods[] = {"best", "concat", "factors", NULL};
 
 static const struct option_row rows[] = {
     {OPTION(struct merge_options, sd_model), .arg = "PATH",
-     .help = "checkpoint to merge into (.safetensors, .ckpt); without it the LoRAs become one LoRA"},
+     .help = "checkpoint (.safetensors, .ckpt) or diffusers folder to merge into; without it the LoRAs become one LoRA"},
     {OPTION(struct merge_options, models), .arg = "FILE", .flags = OPTION_REQUIRED, .help = "LoRAs, of any layout and rank"},
     {OPTION(struct merge_options, ratios), .arg = "X", .help = "one factor for each LoRA, negative ones too (default: 1 each)"},
     {OPTION(struct merge_options, save_to), .arg = "FILE", .flags = OPTION_REQUIRED | OPTION_OUTPUT,
-     .help = "file to write; its suffix (.safetensors, .ckpt) decides the format"},
+     .help = "file to write; its suffix (.safetensors, .ckpt) decides the format; without one, a model becomes a diffusers folder"},
     {OPTION(struct merge_options, ratios_te), .arg = "X", .help = "factors for the text encoder, in place of --ratios"},
     {OPTION(struct merge_options, ratios_unet), .arg = "X", .help = "factors for the U-Net, in place of --ratios"},
     {OPTION(struct merge_options, lbw), .arg = "LIST",

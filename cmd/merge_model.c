@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cmd/convert.h"
 #include "cmd/merge.h"
 #include "cmd/merge_report.h"
 #include "cmd/progress.h"
@@ -44,6 +45,7 @@ struct into {
     struct worker *worker;       /* [thread_count()] */
     struct merge_change *change; /* [uses], the first use of a tensor holds its figures */
     struct progress *progress;
+    size_t done; /* bytes that progress knows of */
     struct merge_report report;
 };
 
@@ -412,6 +414,72 @@ out:
     return rc;
 }
 
+/* ---- Folders: from one, or into one, by way of the converter ---- */
+
+/* The first use of a tensor, and how many there are. */
+static size_t uses_of(const struct into *k, const struct model_tensor *t, size_t *n)
+{
+    size_t u = 0;
+
+    while (u < k->uses && k->use[u].t != t)
+        u++;
+    for (*n = 0; u + *n < k->uses && k->use[u + *n].t == t; ++*n)
+        ;
+    return u;
+}
+
+static bool changes(void *ctx, const struct model_tensor *t)
+{
+    size_t n;
+
+    uses_of(ctx, t, &n);
+    return n > 0;
+}
+
+static int apply(void *ctx, const struct model_tensor *t, size_t first, size_t rows, void *dst, enum dtype to, const void *src,
+                 struct err *err)
+{
+    struct into *k = ctx;
+    struct worker *w = &k->worker[0];
+    size_t n, u = uses_of(k, t, &n), width = t->nbytes / dtype_size(t->dtype) / t->shape.dim[0];
+    struct merge_change *c = &k->change[u];
+    struct merge_stats stats = {.want_rounding = k->job->o->undo};
+
+    if (first == 0 && load_factors(k, w, &k->use[u], n, err))
+        return -1;
+    if (merge_weight(dst, to, src, t->dtype, rows, width, w->f, n, w->work, &stats, err))
+        return -1;
+    for (size_t i = 0; i < n; i++)
+        w->f[i].up += rows * w->f[i].rank;
+    *c = (struct merge_change){t->part, t->name, c->weight2 + stats.weight2, c->delta2 + stats.delta2,
+                               c->rounding2 + stats.rounding2};
+    return 0;
+}
+
+static void step(void *ctx, size_t done, size_t total)
+{
+    struct into *k = ctx;
+
+    if (!k->progress)
+        k->progress = progress_start(k->job->run, "merging", total, "bytes");
+    progress_step(k->progress, done - k->done);
+    k->done = done;
+}
+
+static int write_converted(struct into *k, struct err *err)
+{
+    const struct merge_options *o = k->job->o;
+    const struct option_dtype *type = o->save_precision.set ? &o->save_precision : &o->precision;
+    struct model_patch patch = {k, changes, apply};
+    struct model_write_options w = {.layout = convert_is_file_name(o->save_to) ? MODEL_LDM : MODEL_DIFFUSERS,
+                                    .cast = type->set, .dtype = type->dtype, .no_metadata = o->no_metadata, .patch = &patch,
+                                    .step = step, .step_ctx = k};
+    int rc = model_write(k->m, o->save_to, &w, NULL, err);
+
+    progress_end(k->progress);
+    return rc;
+}
+
 static void into_free(struct into *k)
 {
     for (size_t i = 0; k->worker && i < (size_t)thread_count(); i++) {
@@ -436,19 +504,25 @@ static void into_free(struct into *k)
 int merge_into_model(struct merge_job *job, struct err *err)
 {
     struct into k = {.job = job};
+    bool converted;
     int rc = -1;
 
     if (merge_report_init(&k.report, job, err) || model_open(&k.m, job->o->sd_model, err))
         goto out;
-    if (k.m->folder) {
-        err_set(err,
-                "'%s' is a diffusers folder, and merge writes single files; 'lora convert' it to a .safetensors file first",
-                job->o->sd_model);
+    converted = k.m->folder || !convert_is_file_name(job->o->save_to);
+    if (!convert_is_file_name(job->o->save_to) && convert_ends_unlike_folder(job->o->save_to)) {
+        err_usage(err, "'%s' is named like a file of no known kind; end it with .safetensors or .ckpt, or with / for a folder",
+                  job->o->save_to);
+        goto out;
+    }
+    if (converted && job->run->compat) {
+        err_usage(err, "--compat v0.3.0 merges single files; 'lora convert' '%s' first, or leave --compat away",
+                  k.m->folder ? job->o->sd_model : job->o->save_to);
         goto out;
     }
     if ((job->o->v2 || job->run->compat) && model_expect_v2(k.m, job->o->v2, err))
         goto out;
-    if (plan(&k, err) || write_file(&k, err))
+    if (plan(&k, err) || (converted ? write_converted(&k, err) : write_file(&k, err)))
         goto out;
     rc = merge_report_model(&k.report, job, k.m, k.change, k.uses, err);
 out:

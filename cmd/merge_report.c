@@ -128,7 +128,7 @@ int merge_report_model(const struct merge_report *r, const struct merge_job *job
                rounding_left(change, n), rounding_left(change, n) * sqrt(2));
     if (m->ema)
         printf("  the EMA copy was left as it is\n");
-    printf("wrote '%s': %s, %.1f s\n", job->o->save_to, command_bytes((unsigned long long)st.st_size, size, sizeof size),
-           seconds);
+    printf("wrote '%s': %s, %.1f s\n", job->o->save_to,
+           S_ISDIR(st.st_mode) ? "a diffusers folder" : command_bytes((unsigned long long)st.st_size, size, sizeof size), seconds);
     return 0;
 }

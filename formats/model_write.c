@@ -38,29 +38,56 @@ static void progress(struct model_job *j, size_t bytes)
         j->o->step(j->o->step_ctx, j->done, j->total);
 }
 
+static bool is_changed(const struct model_job *j, const struct model_tensor *t)
+{
+    return j->o->patch && j->o->patch->changes(j->o->patch->ctx, t);
+}
+
+/* How many elements go through the buffers at once: whole rows where the tensor is changed. 0: a row is too long. */
+static size_t elements_at_once(const struct model_job *j, const struct model_tensor *t, size_t total, size_t *width)
+{
+    *width = t->shape.ndim && t->shape.dim[0] ? total / t->shape.dim[0] : total;
+    return is_changed(j, t) && *width ? PIECE / *width * *width : PIECE;
+}
+
+/* b->in -> b->out or b->in itself: n elements from number `first` on, changed, converted and checked. */
+static int convert_some(struct model_job *j, const struct model_tensor *t, enum dtype to, struct buffers *b, size_t first, size_t n,
+                        size_t width, const void **data, struct err *err)
+{
+    size_t bad;
+
+    *data = b->in;
+    if (is_changed(j, t)) {
+        *data = b->out;
+        if (j->o->patch->apply(j->o->patch->ctx, t, first / width, n / width, b->out, to, b->in, err) != 0)
+            return err_prefix(err, "'%s': '%s': ", t->file->path, t->entry->name);
+    } else if (to != t->dtype) {
+        *data = b->out;
+        dtype_convert(b->out, to, b->in, t->dtype, n);
+        bad = dtype_find_nonfinite(b->out, to, n);
+        if (bad < n && bad != dtype_find_nonfinite(b->in, t->dtype, n))
+            return err_set(err, "cannot convert '%s': tensor '%s': the value at element %zu is too large for %s; choose bf16 or "
+                                "float", t->file->path, t->entry->name, first + bad, dtype_name(to));
+    }
+    return 0;
+}
+
 /* Appends one tensor of the model to tensor i of the file, from byte *at on. */
 static int put_tensor(struct model_job *j, struct tensor_writer *w, size_t i, size_t *at, const struct model_tensor *t, enum dtype to,
                       struct buffers *b, struct err *err)
 {
-    size_t size = dtype_size(t->dtype), total = t->nbytes / size;
+    size_t size = dtype_size(t->dtype), total = t->nbytes / size, width, most = elements_at_once(j, t, total, &width);
 
-    for (size_t first = 0; first < total; first += PIECE) {
-        size_t n = total - first < PIECE ? total - first : PIECE;
-        const void *data = b->in;
+    if (most == 0)
+        return err_set(err, "'%s': a row of tensor '%s' has %zu elements, too many to merge into", t->file->path, t->entry->name,
+                       width);
+    for (size_t first = 0; first < total; first += most) {
+        size_t n = total - first < most ? total - first : most;
+        const void *data;
 
-        if (model_read_part(t, first * size, n * size, b->in, err) != 0)
-            return -1;
-        if (to != t->dtype) {
-            size_t bad;
-
-            dtype_convert(b->out, to, b->in, t->dtype, n);
-            bad = dtype_find_nonfinite(b->out, to, n);
-            if (bad < n && bad != dtype_find_nonfinite(b->in, t->dtype, n))
-                return err_set(err, "cannot convert '%s': tensor '%s': the value at element %zu is too large for %s; choose bf16 or "
-                                    "float", t->file->path, t->entry->name, first + bad, dtype_name(to));
-            data = b->out;
-        }
-        if (tensor_writer_put_part(w, i, *at, n * dtype_size(to), data, err) != 0)
+        if (model_read_part(t, first * size, n * size, b->in, err) != 0 ||
+            convert_some(j, t, to, b, first, n, width, &data, err) != 0 ||
+            tensor_writer_put_part(w, i, *at, n * dtype_size(to), data, err) != 0)
             return -1;
         *at += n * dtype_size(to);
         progress(j, n * size);
@@ -73,9 +100,12 @@ static int put_piece(struct model_job *j, struct tensor_writer *w, size_t i, con
 {
     const struct model_tensor *t = p->from[0];
     enum dtype to = dtype_of(j, p);
+    bool changed = false;
     size_t at = 0;
 
-    if (to == t->dtype && p->from[p->count - 1]->entry == t->entry && p->count * t->nbytes == t->entry->nbytes) {
+    for (size_t k = 0; k < p->count; k++)
+        changed = changed || is_changed(j, p->from[k]);
+    if (!changed && to == t->dtype && p->from[p->count - 1]->entry == t->entry && p->count * t->nbytes == t->entry->nbytes) {
         progress(j, t->entry->nbytes);
         return tensor_writer_copy(w, i, t->file, t->entry, err);
     }

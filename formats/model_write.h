@@ -13,6 +13,15 @@
 #include "formats/model.h"
 #include "formats/tensor_writer.h"
 
+/* A change to some tensors on the way, a few rows at a time and in order (a merge). */
+struct model_patch {
+    void *ctx;
+    bool (*changes)(void *ctx, const struct model_tensor *t);
+    /* dst of type `to` = rows [first, first + rows) of t, changed; src: as they are, of t's type. t seen as [dim 0, the rest]. */
+    int (*apply)(void *ctx, const struct model_tensor *t, size_t first, size_t rows, void *dst, enum dtype to, const void *src,
+                 struct err *err);
+};
+
 struct model_write_options {
     enum model_layout layout;
     bool cast;                            /* float tensors to `dtype`; false: each keeps its own. Integers always do */
@@ -22,6 +31,7 @@ struct model_write_options {
                                              model's own folder when it is one */
     enum model_prediction prediction;     /* UNKNOWN: the source's, else epsilon (SD1) */
     bool no_metadata;                     /* single file: without the source's metadata */
+    const struct model_patch *patch;      /* may be NULL */
     void (*step)(void *ctx, size_t done_bytes, size_t total_bytes); /* progress, may be NULL */
     void *step_ctx;
 };
