@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ref/base/thread.h"
 #include "ref/lora/combine.h"
 
 #define EPS32 0x1p-24
@@ -280,5 +281,6 @@ int main(void)
         cmocka_unit_test(test_dynamic), cmocka_unit_test(test_concat),     cmocka_unit_test(test_repeat),
     };
 
+    thread_init(0); /* as the program does: LAPACK's own threads would compete with ours */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

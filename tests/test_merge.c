@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ref/base/thread.h"
 #include "ref/lora/combine.h"
 #include "ref/lora/merge.h"
 #include "tests/lib/golden.h"
@@ -348,5 +349,6 @@ int main(void)
         cmocka_unit_test(test_panels), cmocka_unit_test(test_errors), cmocka_unit_test(test_combine),
     };
 
+    thread_init(0); /* as the program does: LAPACK's own threads would compete with ours */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

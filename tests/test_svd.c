@@ -361,5 +361,6 @@ int main(void)
         cmocka_unit_test(test_bad),
     };
 
+    thread_init(0); /* as the program does: LAPACK's own threads would compete with ours */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
