@@ -179,7 +179,7 @@ static void open_subject(struct subject *s, const char *name, bool checkpoint)
     MUST(train_graph_build(&s->t, &s->setup, &shape, true, &err));
     MUST(run_new(&s->t.run, s->t.g, &s->ops, &err));
     MUST(weights_load(s->w, &err));
-    s->scratch = malloc(train_graph_scratch(s->net) * sizeof *s->scratch);
+    s->scratch = calloc(s->net->size, sizeof *s->scratch);
     make_optimizer(s);
 }
 

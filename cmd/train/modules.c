@@ -168,7 +168,7 @@ static int read_module(const struct lora_file *f, const struct lora_module *m, s
 
 static int read_weights(struct trainer *t, const struct lora_file *f, struct err *err)
 {
-    float *scratch = mem_new(train_graph_scratch(t->net) * sizeof *scratch, "a LoRA", err);
+    float *scratch = mem_new(t->net->size * sizeof *scratch, "a LoRA", err);
     size_t missing = t->net->count;
     int rc = scratch ? 0 : -1;
 

@@ -204,7 +204,7 @@ static int make_buffers(struct trainer *t, size_t n, size_t area, struct err *er
     t->moments = mem_new(2 * latents, "a batch", err);
     t->context = mem_new(n * text_size(t->text) * sizeof(float), "a batch", err);
     t->mask = mem_new(t->setup.dropout == DROP_NONE ? 0 : rows * most_rank * sizeof(float), "a batch", err);
-    t->scratch = mem_new(train_graph_scratch(t->net) * sizeof(float), "a batch", err);
+    t->scratch = mem_zero(t->o->gradient_accumulation_steps > 1 ? t->net->size : 0, sizeof(float), "a batch", err);
     t->ids = mem_new(tokens * sizeof *t->ids, "a batch", err);
     t->rows = mem_new(n * train_tokens(t->chunks) * sizeof *t->rows, "a batch", err);
     t->sample = mem_zero(n, sizeof *t->sample, "a batch", err);

@@ -7,6 +7,13 @@
 #include "ref/base/thread.h"
 #include "ref/model/clip.h"
 
+enum { MOST_CAPTIONS = 4096 }; /* whose token ids are kept; others are tokenized each time */
+
+struct caption {
+    char *text;
+    int32_t *ids; /* [chunks, 77] */
+};
+
 /* One kept embedding: found again by its token ids. */
 struct kept {
     int32_t *ids;
@@ -26,6 +33,8 @@ struct text {
     float *out; /* [chunks, 77, width] */
     struct kept *kept;
     size_t count, most;
+    struct caption *caption; /* [captions], room for MOST_CAPTIONS */
+    size_t captions;
 };
 
 static size_t ids_count(const struct text *t)
@@ -67,7 +76,8 @@ int text_open(struct text **out, struct weights *w, const struct ops *ops, const
         goto fail;
     t->ids = mem_zero(ids_count(t), sizeof *t->ids, "captions", err);
     t->rows = mem_zero(train_tokens(o->chunks), sizeof *t->rows, "captions", err);
-    if (!t->ids || !t->rows || (encode && prepare_encoder(t, w, err)))
+    t->caption = mem_zero(MOST_CAPTIONS, sizeof *t->caption, "captions", err);
+    if (!t->ids || !t->rows || !t->caption || (encode && prepare_encoder(t, w, err)))
         goto fail;
     text_rows(o->chunks, 1, t->rows);
     *out = t;
@@ -85,6 +95,11 @@ void text_close(struct text *t)
         free(t->kept[i].ids);
         free(t->kept[i].context);
     }
+    for (size_t i = 0; i < t->captions; i++) {
+        free(t->caption[i].text);
+        free(t->caption[i].ids);
+    }
+    free(t->caption);
     free(t->kept);
     free(t->out);
     free(t->ids);
@@ -106,7 +121,7 @@ static void mend_sd2(int32_t *chunk)
         chunk[1] = TOKEN_END;
 }
 
-int text_ids(struct text *t, const char *caption, int32_t *ids, struct err *err)
+static int tokenize(struct text *t, const char *caption, int32_t *ids, struct err *err)
 {
     size_t room = t->o.chunks * PROMPT_CHUNK, count;
     int32_t pad = t->o.sd2 ? TOKEN_PAD_SD2 : TOKEN_END;
@@ -128,6 +143,31 @@ int text_ids(struct text *t, const char *caption, int32_t *ids, struct err *err)
         if (t->o.sd2 && t->o.chunks > 1)
             mend_sd2(chunk);
     }
+    return 0;
+}
+
+int text_ids(struct text *t, const char *caption, int32_t *ids, struct err *err)
+{
+    struct caption *c = &t->caption[t->captions];
+    size_t bytes = ids_count(t) * sizeof *ids;
+
+    for (size_t i = 0; i < t->captions; i++)
+        if (strcmp(t->caption[i].text, caption) == 0) {
+            memcpy(ids, t->caption[i].ids, bytes);
+            return 0;
+        }
+    if (tokenize(t, caption, ids, err))
+        return -1;
+    if (t->captions == MOST_CAPTIONS)
+        return 0;
+    c->text = mem_str(caption, err);
+    c->ids = c->text ? mem_new(bytes, "captions", err) : NULL;
+    if (!c->ids) {
+        free(c->text);
+        return -1;
+    }
+    memcpy(c->ids, ids, bytes);
+    t->captions++;
     return 0;
 }
 

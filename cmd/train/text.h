@@ -2,6 +2,8 @@
  * get_hidden_states): 75 tokens a chunk, each chunk encoded with its own begin and end marker, then joined without the inner
  * markers: begin, 75 tokens of each chunk, the last chunk's end.
  *
+ * The ids of a caption are kept once it was seen, so nothing is allocated for it again.
+ *
  * Where the text encoder is not trained, a caption's embedding is computed once and kept while there is room.
  */
 #ifndef CMD_TRAIN_TEXT_H

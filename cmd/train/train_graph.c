@@ -32,7 +32,9 @@ static int attach(struct train_graph *t, const struct train_setup *s, bool gradi
     t->ddown = mem_new(n * sizeof(int), "the LoRA", err);
     t->dup = mem_new(n * sizeof(int), "the LoRA", err);
     t->mask = mem_new(n * sizeof(int), "the LoRA", err);
-    if (!t->loras || !t->ddown || !t->dup || !t->mask)
+    t->values = mem_new(2 * n * sizeof(int), "the LoRA", err);
+    t->to = mem_new(2 * n * sizeof(void *), "the LoRA", err);
+    if (!t->loras || !t->ddown || !t->dup || !t->mask || !t->values || !t->to)
         return -1;
     for (size_t i = 0; i < n; i++) {
         const struct network_module *m = &s->net->module[i];
@@ -157,50 +159,38 @@ void train_graph_free(struct train_graph *t)
     free(t->ddown);
     free(t->dup);
     free(t->mask);
+    free(t->values);
+    free(t->to);
     memset(t, 0, sizeof *t);
 }
 
-static size_t count_of(const struct tensor *t)
+/* Gradients lie side by side in the network, so they can be read in one go: where to, and how many. */
+static size_t list_gradients(const struct train_graph *t, const struct network *net, float *base, int *values, void **to)
 {
-    size_t n = 1;
-
-    for (int i = 0; i < t->shape.ndim; i++)
-        n *= t->shape.dim[i];
-    return n;
-}
-
-size_t train_graph_scratch(const struct network *net)
-{
-    size_t most = 0;
+    size_t n = 0;
 
     for (size_t i = 0; i < net->count; i++) {
-        size_t down = count_of(&net->module[i].down), up = count_of(&net->module[i].up);
+        const struct network_module *m = &net->module[i];
 
-        most = down > most ? down : most;
-        most = up > most ? up : most;
+        if (t->ddown[i] != GRAPH_NONE) {
+            values[n] = t->ddown[i];
+            to[n++] = base + (m->ddown - net->grads);
+        }
+        if (t->dup[i] != GRAPH_NONE) {
+            values[n] = t->dup[i];
+            to[n++] = base + (m->dup - net->grads);
+        }
     }
-    return most;
-}
-
-static int collect(struct train_graph *t, int value, float *to, size_t n, bool first, float *scratch, struct err *err)
-{
-    if (value == GRAPH_NONE)
-        return 0;
-    if (run_read(t->run, value, first ? to : scratch, err))
-        return -1;
-    for (size_t i = 0; !first && i < n; i++)
-        to[i] += scratch[i];
-    return 0;
+    return n;
 }
 
 int train_graph_gradients(struct train_graph *t, const struct network *net, bool first, float *scratch, struct err *err)
 {
-    for (size_t i = 0; i < net->count; i++) {
-        const struct network_module *m = &net->module[i];
+    size_t n = list_gradients(t, net, first ? net->grads : scratch, t->values, t->to);
 
-        if (collect(t, t->ddown[i], m->ddown, count_of(&m->down), first, scratch, err) ||
-            collect(t, t->dup[i], m->dup, count_of(&m->up), first, scratch, err))
-            return -1;
-    }
+    if (run_read_many(t->run, t->values, t->to, n, err))
+        return -1;
+    for (size_t i = 0; !first && i < net->size; i++)
+        net->grads[i] += scratch[i];
     return 0;
 }

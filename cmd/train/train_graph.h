@@ -43,6 +43,8 @@ struct train_graph {
     int seed;     /* gradient of the loss, []; GRAPH_NONE without gradients */
     int out, loss; /* kept: prediction and loss */
     int *ddown, *dup, *mask; /* [net->count] GRAPH_NONE where there is none */
+    int *values; /* [2 net->count] and where their gradients go, for train_graph_gradients() */
+    void **to;
     struct layers_lora *loras;
     size_t lora_count;
 };
@@ -59,10 +61,8 @@ int train_graph_build(struct train_graph *t, const struct train_setup *s, const 
                       struct err *err);
 void train_graph_free(struct train_graph *t);
 
-/* After a run: net->grads += the gradients of this run (or = when first). */
+/* After a run: net->grads = the gradients of this run, or += when it is not the first. scratch [net->size] f32, zeroed once before
+ * its first use; not used for the first. */
 int train_graph_gradients(struct train_graph *t, const struct network *net, bool first, float *scratch, struct err *err);
-
-/* Elements of the largest factor: what train_graph_gradients() needs as scratch. */
-size_t train_graph_scratch(const struct network *net);
 
 #endif

@@ -143,6 +143,7 @@ void network_free(struct network *n)
     free(n->module);
     free(n->params);
     free(n->grads);
+    free(n->gram);
     arena_free(&n->arena);
     free(n);
 }
@@ -199,17 +200,28 @@ static void scale(float *x, size_t n, float by)
         x[i] *= by;
 }
 
+static int make_gram(struct network *n, struct err *err)
+{
+    size_t rank = 1, cells;
+
+    for (size_t i = 0; i < n->count; i++)
+        rank = n->module[i].spec.rank > rank ? n->module[i].spec.rank : rank;
+    if (!n->gram && mem_mul(rank, rank, &cells))
+        n->gram = mem_zero(cells, sizeof *n->gram, "the norm of a LoRA module", err);
+    return n->gram ? 0 : -1;
+}
+
 int network_limit_norms(struct network *n, double most, size_t *scaled, double *mean, double *largest, struct err *err)
 {
+    if (make_gram(n, err))
+        return -1;
     *scaled = 0;
     *mean = *largest = 0;
     for (size_t i = 0; i < n->count; i++) {
         struct network_module *m = &n->module[i];
         const struct network_spec *s = &m->spec;
-        double norm;
+        double norm = norm_of_product_in(m->up.data, m->down.data, s->out, s->rank, inputs(s), n->gram);
 
-        if (norm_of_product(m->up.data, m->down.data, s->out, s->rank, inputs(s), &norm, err))
-            return -1;
         norm *= s->alpha / (double)s->rank;
         if (norm > most) {
             float by = (float)sqrt(most / norm);

@@ -40,6 +40,7 @@ struct network {
     size_t count;
     float *params, *grads; /* [size]; each factor starts at a multiple of MEM_ALIGN bytes; what is between them is 0 */
     size_t size, used;     /* used: elements of factors alone */
+    double *gram; /* for network_limit_norms(), made by its first call */
     struct arena arena;
 };
 

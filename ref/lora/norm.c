@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "ref/base/mem.h"
 
@@ -39,23 +40,31 @@ static double dot(const float *a, const float *b, size_t n)
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-int norm_of_product(const float *up, const float *down, size_t rows, size_t rank, size_t columns, double *out, struct err *err)
+double norm_of_product_in(const float *up, const float *down, size_t rows, size_t rank, size_t columns, double *gram)
 {
-    size_t cells;
-    double *gram, sum = 0;
+    double sum = 0;
 
-    if (!mem_mul(rank, rank, &cells))
-        return err_memory(err, ~0ULL, "the norm of a LoRA module");
-    gram = mem_zero(cells + 1, sizeof *gram, "the norm of a LoRA module", err);
-    if (!gram)
-        return -1;
+    memset(gram, 0, rank * rank * sizeof *gram);
     for (size_t r = 0; r < rows; r++)
         add_row(gram, up + r * rank, rank);
     for (size_t i = 0; i < rank; i++)
         for (size_t j = i; j < rank; j++)
             sum += (i == j ? 1 : 2) * gram[i * rank + j] * dot(down + i * columns, down + j * columns, columns);
     /* Rounding may leave a tiny negative sum where the product is zero. */
-    *out = sum > 0 ? sqrt(sum) : 0;
+    return sum > 0 ? sqrt(sum) : 0;
+}
+
+int norm_of_product(const float *up, const float *down, size_t rows, size_t rank, size_t columns, double *out, struct err *err)
+{
+    size_t cells;
+    double *gram;
+
+    if (!mem_mul(rank, rank, &cells))
+        return err_memory(err, ~0ULL, "the norm of a LoRA module");
+    gram = mem_zero(cells + 1, sizeof *gram, "the norm of a LoRA module", err);
+    if (!gram)
+        return -1;
+    *out = norm_of_product_in(up, down, rows, rank, columns, gram);
     free(gram);
     return 0;
 }

@@ -1,0 +1,338 @@
+/* A whole training in small: steps allocate nothing, the state holds all that a step depends on, broken numbers are skipped and then
+ * end the training with the layer's name. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cmd/train/train.h"
+#include "ref/base/thread.h"
+#include "tests/lib/scratch.h"
+
+#define MUST(call)                   \
+    do {                             \
+        if ((call) < 0)              \
+            fail_msg("%s", err.msg); \
+    } while (0)
+
+/* ---- What this thread allocates: glibc's functions under the usual names. The sanitizer has its own. ---- */
+
+static _Thread_local size_t allocations;
+
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+#define COUNTS true
+void *__libc_malloc(size_t n);
+void *__libc_calloc(size_t n, size_t size);
+void *__libc_realloc(void *p, size_t n);
+void *__libc_memalign(size_t align, size_t n);
+
+void *malloc(size_t n)
+{
+    allocations++;
+    return __libc_malloc(n);
+}
+
+void *calloc(size_t n, size_t size)
+{
+    allocations++;
+    return __libc_calloc(n, size);
+}
+
+void *realloc(void *p, size_t n)
+{
+    allocations++;
+    return __libc_realloc(p, n);
+}
+
+void *aligned_alloc(size_t align, size_t n)
+{
+    allocations++;
+    return __libc_memalign(align, n);
+}
+
+int posix_memalign(void **p, size_t align, size_t n)
+{
+    allocations++;
+    *p = __libc_memalign(align, n);
+    return *p ? 0 : ENOMEM;
+}
+#else
+#define COUNTS false
+#endif
+
+/* ---- A trainer on the small model and four of its pictures ---- */
+
+static const char *folder;
+
+struct subject {
+    struct train_options o;
+    struct option_values values;
+    struct command_run run;
+    struct trainer t;
+    struct dataset_prefetch *data;
+};
+
+static void set(struct subject *s, const char *name, const char *value)
+{
+    struct err err = {0};
+    size_t i = option_find(&s->values, name);
+
+    assert_true(i != SIZE_MAX);
+    MUST(option_set(&s->values, i, &value, value ? 1 : 0, OPTION_FROM_LINE, &err));
+}
+
+static void begin(struct subject *s)
+{
+    struct err err = {0};
+
+    memset(s, 0, sizeof *s);
+    MUST(option_values_init(&s->values, train_option_rows, &s->o, &err));
+    s->run = (struct command_run){.values = &s->values, .quiet = true};
+    set(s, "pretrained_model_name_or_path", "golden/small_model/small.safetensors");
+    set(s, "train_data_dir", folder);
+    set(s, "output_dir", folder);
+    set(s, "caption_extension", ".txt");
+    set(s, "resolution", "64");
+    set(s, "train_batch_size", "2");
+    set(s, "network_dim", "2");
+    set(s, "seed", "5");
+    set(s, "device", "cpu");
+    set(s, "cache_latents", NULL);
+    set(s, "max_train_steps", "40");
+}
+
+static void open_trainer(struct subject *s)
+{
+    struct err err = {0};
+
+    MUST(train_open(&s->t, &s->run, &s->o, &err));
+    MUST(dataset_prefetch_open(&s->data, s->t.data, s->t.now.epoch, s->t.now.batch, &err));
+}
+
+static void end(struct subject *s)
+{
+    dataset_prefetch_close(s->data);
+    train_close(&s->t);
+    option_values_free(&s->values);
+}
+
+/* As the loop counts. */
+static int step(struct subject *s, struct err *err)
+{
+    int rc = train_step(&s->t, s->data, err);
+
+    if (s->t.now.batch == s->t.batches) {
+        s->t.now.batch = 0;
+        s->t.now.epoch++;
+    }
+    return rc;
+}
+
+/* ---- Tests ---- */
+
+static void count_steps(struct subject *s)
+{
+    struct err err = {0};
+
+    open_trainer(s);
+    for (int i = 0; i < 6; i++) /* every shape of batch has been seen */
+        MUST(step(s, &err));
+    allocations = 0;
+    for (int i = 0; i < 6; i++)
+        MUST(step(s, &err));
+    assert_int_equal(allocations, 0);
+    end(s);
+}
+
+/* One thread, so that all of a step's work is this thread's. */
+static void test_no_allocation(void **state)
+{
+    struct subject s;
+
+    (void)state;
+    if (!COUNTS)
+        skip();
+    thread_init(1);
+    begin(&s);
+    set(&s, "network_dropout", "0.1");
+    set(&s, "gradient_accumulation_steps", "2");
+    set(&s, "max_token_length", "150");
+    set(&s, "scale_weight_norms", "1");
+    count_steps(&s);
+    begin(&s);
+    set(&s, "network_train_unet_only", NULL);
+    set(&s, "optimizer_type", "AdamW8bit");
+    set(&s, "loss_type", "huber");
+    set(&s, "multires_noise_iterations", "3");
+    count_steps(&s);
+    thread_init(0);
+}
+
+/* Numbers that are not finite: skipped, counted, the factors as they were; too many in a row: the layer's name, no file. */
+static void test_not_finite(void **state)
+{
+    struct subject s;
+    struct err err = {0};
+    float *before, *up;
+    char path[600];
+
+    (void)state;
+    begin(&s);
+    set(&s, "max_skipped_steps", "2");
+    set(&s, "mixed_precision", "fp16");
+    open_trainer(&s);
+    MUST(step(&s, &err));
+    assert_int_equal(s.t.now.skipped, 0);
+    up = s.t.net->module[30].up.data;
+    up[0] = NAN;
+    before = malloc(s.t.net->size * sizeof *before);
+    assert_non_null(before);
+    memcpy(before, s.t.net->params, s.t.net->size * sizeof *before);
+    assert_int_equal(step(&s, &err), 1);
+    assert_memory_equal(before, s.t.net->params, s.t.net->size * sizeof *before);
+    assert_true(s.t.now.skipped == 1 && s.t.now.loss_scale == 32768 && s.t.now.step == 2);
+    assert_int_equal(train_save_lora(&s.t, "broken", &err), -1);
+    assert_non_null(strstr(err.msg, s.t.net->module[30].spec.path));
+    snprintf(path, sizeof path, "%s/broken.safetensors", folder);
+    assert_int_not_equal(access(path, F_OK), 0);
+    err = (struct err){0};
+    assert_int_equal(step(&s, &err), -1);
+    assert_non_null(strstr(err.msg, "were not finite for 2 steps in a row"));
+    assert_non_null(strstr(err.msg, s.t.net->module[30].spec.path));
+    free(before);
+    end(&s);
+}
+
+/* A state that is read back gives the same step, in memory as in a file. */
+static void test_state(void **state)
+{
+    struct subject a, b;
+    struct err err = {0};
+    char path[600];
+
+    (void)state;
+    begin(&a);
+    open_trainer(&a);
+    for (int i = 0; i < 3; i++)
+        MUST(step(&a, &err));
+    MUST(train_state_write(&a.t, "three", &err));
+    snprintf(path, sizeof path, "%s/three.state", folder);
+    begin(&b);
+    set(&b, "resume", path);
+    open_trainer(&b);
+    assert_int_equal(b.t.now.step, 3);
+    for (int i = 0; i < 2; i++) {
+        MUST(step(&a, &err));
+        MUST(step(&b, &err));
+    }
+    assert_memory_equal(a.t.net->params, b.t.net->params, a.t.net->size * sizeof(float));
+    assert_true(a.t.step_loss == b.t.step_loss);
+    end(&a);
+    end(&b);
+}
+
+/* Weights of the loss: figures of the papers' formulas, by hand. */
+static void test_loss_weights(void **state)
+{
+    struct trainer t = {0};
+    struct train_options o = {.min_snr_gamma = 5};
+    struct train_sample s = {.timestep = 0};
+    float x0[4] = {0.5f, -1, 2, 0}, noise[4], noisy[4], target[4];
+    double snr;
+
+    (void)state;
+    t.o = &o;
+    t.channels = 4;
+    schedule_init(&t.schedule);
+    snr = (double)t.schedule.bar[0] / (1 - (double)t.schedule.bar[0]);
+    train_draw(&t, x0, 1, 1, 7, false, 2, noise, noisy, target, &s);
+    assert_true(fabs((double)s.weight - 2 * 5 / snr) < 1e-6);
+    o.min_snr_gamma = 0;
+    o.debiased_estimation_loss = true;
+    s.timestep = 500;
+    train_draw(&t, x0, 1, 1, 7, false, 1, noise, noisy, target, &s);
+    snr = (double)t.schedule.bar[500] / (1 - (double)t.schedule.bar[500]);
+    assert_true(fabs((double)s.weight - 1 / sqrt(snr)) < 1e-6);
+    for (int i = 0; i < 4; i++) { /* noisy = sqrt(bar) x0 + sqrt(1 - bar) noise, each term rounded to 2^-24 */
+        double want = sqrt((double)t.schedule.bar[500]) * (double)x0[i] + sqrt(1 - (double)t.schedule.bar[500]) * (double)target[i];
+
+        assert_true(fabs((double)noisy[i] - want) < 1e-6);
+    }
+}
+
+/* Shares of zeros and the scale of what stays; one draw a sample with ranks alone. */
+static void test_masks(void **state)
+{
+    struct train_network_args a = {.rank_dropout = 0.25};
+    float mask[64 * 40];
+    size_t zeros = 0;
+
+    (void)state;
+    train_draw_mask(&a, 0, 3, mask, 40, 64, 1);
+    for (size_t i = 0; i < 64 * 40; i++) {
+        zeros += mask[i] == 0;
+        assert_true(mask[i] == 0 || fabs((double)mask[i] - 1 / 0.75) < 1e-6);
+    }
+    assert_true(zeros > 640 - 100 && zeros < 640 + 100); /* 2560 draws of 1/4: deviation 22 */
+    train_draw_mask(&a, 0, 3, mask, 40, 64, 20);
+    for (size_t i = 1; i < 20; i++)
+        assert_memory_equal(mask, mask + i * 64, 64 * sizeof *mask);
+    assert_memory_not_equal(mask, mask + 20 * 64, 64 * sizeof *mask);
+    a = (struct train_network_args){.module_dropout = 0.5};
+    zeros = 0;
+    for (size_t i = 0; i < 400; i++) {
+        train_draw_mask(&a, 0, train_seed(1, STREAM_MASK, i, 0, 0), mask, 2, 3, 1);
+        for (int k = 1; k < 6; k++)
+            assert_true(mask[k] == mask[0]);
+        zeros += mask[0] == 0;
+    }
+    assert_true(zeros > 150 && zeros < 250); /* deviation 10 */
+}
+
+static void test_network_args(void **state)
+{
+    static const char *const items[] = {"conv_dim=4", "down_lr_weight=sine+0.5", "mid_lr_weight=0", "loraplus_lr_ratio=16"};
+    struct train_options o = {.network_dim = 8, .network_alpha = 4, .network_args = {items, 4}};
+    struct train_network_args a;
+    struct err err = {0};
+
+    (void)state;
+    MUST(train_network_args(&a, &o, &err));
+    assert_true(a.conv_dim == 4 && a.conv_alpha == 4 && a.plus_unet == 16 && a.plus_text == 16);
+    assert_true(a.block_lr[0] == 0.5 && fabs(a.block_lr[11] - 1.5) < 1e-12 && a.block_lr[12] == 0 && a.block_lr[24] == 1);
+    assert_true(a.block_dim[3] == 8 && a.block_alpha[3] == 4 && a.conv_block_dim[3] == 4);
+}
+
+static void make_data(void)
+{
+    char path[600], from[PATH_MAX];
+
+    folder = scratch_new();
+    snprintf(path, sizeof path, "%s/1_sks rocket", folder);
+    assert_non_null(realpath("golden/small_model/concept", from));
+    assert_int_equal(symlink(from, path), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_network_args), cmocka_unit_test(test_masks), cmocka_unit_test(test_loss_weights),
+        cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_state),
+    };
+    int failed;
+
+    thread_init(0);
+    make_data();
+    failed = cmocka_run_group_tests(tests, NULL, NULL);
+    scratch_remove(folder);
+    return failed;
+}
