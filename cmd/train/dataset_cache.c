@@ -7,6 +7,7 @@
 #include "cmd/train/dataset_inside.h"
 #include "formats/hash.h"
 #include "formats/npz.h"
+#include "ref/base/thread.h"
 
 enum { KEY = SHA256_TEXT - 1 };
 
@@ -135,8 +136,8 @@ static char *cache_path(const struct sample_picture *p, const char *vae_hash, st
     return mem_str(path, err);
 }
 
-/* Whether the file holds what this key stands for; then p has it. A file that does not is made anew. */
-static bool read_cached(const struct dataset *d, struct sample_picture *p, const char *path, const char key[SHA256_TEXT])
+/* Gives p its latents if the file holds what this key stands for. A file that does not is made anew. */
+static void read_cached(const struct dataset *d, struct sample_picture *p, const char *path, const char key[SHA256_TEXT])
 {
     struct err ignored = {0};
     const struct npz_array *k;
@@ -145,7 +146,7 @@ static bool read_cached(const struct dataset *d, struct sample_picture *p, const
     bool flip = d->subset[p->subset].flip;
 
     if (npz_read(&n, path, &ignored))
-        return false;
+        return;
     k = npz_find(&n, "key");
     if (k && k->dtype == DT_U8 && k->shape.ndim == 1 && k->shape.dim[0] == KEY && !memcmp(k->data, key, KEY)) {
         p->latents = take_array(d, p, npz_find(&n, "latents"), &problem, &ignored);
@@ -153,11 +154,10 @@ static bool read_cached(const struct dataset *d, struct sample_picture *p, const
             p->latents_flipped = take_array(d, p, npz_find(&n, "latents_flipped"), &problem, &ignored);
     }
     npz_free(&n);
-    if (p->latents && (!flip || p->latents_flipped))
-        return true;
-    free(p->latents);
-    p->latents = NULL;
-    return false;
+    if (flip && !p->latents_flipped) {
+        free(p->latents);
+        p->latents = NULL;
+    }
 }
 
 /* A folder that cannot be written to costs time the next time, not this training. */
@@ -308,30 +308,36 @@ out:
     return rc;
 }
 
-/* One picture: from a file, or into the pending ones. Those of one call of the VAE are of one subset, whose options they share.
- */
-static int cache_picture(struct cache *c, size_t i, struct err *err)
+/* One picture's latents from a file, if there is a good one: several at a time, since hashing the picture takes longest. */
+static int take_file(void *ctx, size_t i, struct err *err)
 {
+    struct cache *c = ctx;
     struct dataset *d = c->d;
     struct sample_picture *p = &d->picture[i];
+    char key[SHA256_TEXT], *path = NULL;
+    int rc = 0;
 
-    if (p->npz || d->o.cache_latents_to_disk) {
-        char key[SHA256_TEXT], *path = p->npz ? NULL : cache_path(p, c->vae_hash, err);
-        bool found = false;
-
-        if (p->npz ? read_npz(d, p, err) : !path || make_key(p, c->vae_hash, key, err)) {
-            free(path);
-            return -1;
-        }
-        found = p->npz || read_cached(d, p, path, key);
-        free(path);
-        if (found) {
-            progress_step(c->progress, 1);
-            return 0;
-        }
+    if (p->npz) {
+        rc = read_npz(d, p, err);
+    } else if (d->o.cache_latents_to_disk) {
+        path = cache_path(p, c->vae_hash, err);
+        rc = path ? make_key(p, c->vae_hash, key, err) : -1;
+        if (!rc)
+            read_cached(d, p, path, key);
     }
-    if (c->n && (d->picture[c->pending[0]].subset != p->subset || d->picture[c->pending[0]].bucket != p->bucket) &&
-        flush(c, err))
+    free(path);
+    if (p->latents)
+        progress_step(c->progress, 1);
+    return rc;
+}
+
+/* Puts a picture to the pending ones. Those of one call of the VAE are of one subset, whose options they share. */
+static int encode_later(struct cache *c, size_t i, struct err *err)
+{
+    struct dataset *d = c->d;
+    const struct sample_picture *p = &d->picture[i], *first = c->n ? &d->picture[c->pending[0]] : p;
+
+    if ((first->subset != p->subset || first->bucket != p->bucket) && flush(c, err))
         return -1;
     c->pending[c->n++] = i;
     return c->n == d->o.vae_batch_size ? flush(c, err) : 0;
@@ -363,9 +369,11 @@ static int cache_all(struct cache *c, struct err *err)
 {
     struct dataset *d = c->d;
 
+    if (thread_for(d->pictures, take_file, c, err))
+        return -1;
     for (size_t b = 0; b < d->buckets; b++)
         for (size_t i = 0; i < d->pictures; i++)
-            if (d->picture[i].bucket == b && !d->picture[i].latents && cache_picture(c, i, err))
+            if (d->picture[i].bucket == b && !d->picture[i].latents && encode_later(c, i, err))
                 return -1;
     return flush(c, err);
 }
