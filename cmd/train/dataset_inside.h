@@ -127,6 +127,8 @@ int dataset_parse_range(const char *text, double range[2], struct err *err);
 /* dataset_scan.c: folders. */
 int dataset_scan_train(struct dataset *d, const struct subset *like, struct err *err);
 int dataset_scan_subset(struct dataset *d, size_t subset, struct err *err);
+/* Reads the sizes of all pictures that have none yet; those that cannot be read become findings. */
+int dataset_read_sizes(struct dataset *d, struct err *err);
 int dataset_add_picture(struct dataset *d, const struct sample_picture *p, struct err *err);
 /* The last part of a path, without slashes; in the arena. */
 const char *dataset_last_part(struct dataset *d, const char *path, struct err *err);
@@ -148,7 +150,8 @@ int dataset_read_caption(struct arena *arena, const char *path, bool all_lines, 
 int dataset_open_folder(struct dataset **out, const char *dir, const struct group *g, bool flip, bool skip_bad,
                         const struct dataset_setup *setup, struct err *err);
 
-/* dataset_cache.c: encodes all pictures in turn, `batch` at once, and hands each over when it is done; keep may free its latents. */
+/* dataset_cache.c: encodes all pictures in turn, `batch` at once, and hands each over when it is done; keep may free its
+ * latents. */
 typedef int dataset_keep(void *ctx, struct sample_picture *p, struct err *err);
 int dataset_encode_all(struct dataset *d, const struct command_run *run, dataset_encode *encode, void *ctx, dataset_keep *keep,
                        void *keep_ctx, size_t batch, struct err *err);

@@ -139,24 +139,11 @@ static bool take_resolution(const json_t *one, size_t size[2], bool *known)
     return true;
 }
 
-static int take_size(struct dataset *d, struct sample_picture *p, bool *use, struct err *err)
-{
-    struct err why = {0};
-    int orientation;
-    const char *kept;
-
-    if (!picture_read_size(p->path, p->size, &orientation, &why))
-        return orientation > 1 ? dataset_find(d, FINDING_TURNED, p->key, NULL, err) : 0;
-    *use = false;
-    kept = arena_str(&d->arena, strstr(why.msg, "': ") ? strstr(why.msg, "': ") + 3 : why.msg, err);
-    return kept ? dataset_find(d, FINDING_UNREADABLE, p->key, kept, err) : -1;
-}
-
 static int add_entry(struct dataset *d, size_t subset, const char *key, const json_t *one, bool *all_known, struct err *err)
 {
     const struct subset *s = &d->subset[subset];
     struct sample_picture p = {.subset = subset, .repeats = s->repeats};
-    bool known, use = true;
+    bool known;
 
     p.key = arena_str(&d->arena, key, err);
     p.caption = p.key ? join_texts(d, one, err) : NULL;
@@ -171,10 +158,8 @@ static int add_entry(struct dataset *d, size_t subset, const char *key, const js
                        s->metadata, key);
     if (!p.path && !(p.npz && known))
         return dataset_find(d, FINDING_MISSING, p.key, NULL, err);
-    if (!known && take_size(d, &p, &use, err))
-        return -1;
     *all_known &= known;
-    return use ? dataset_add_picture(d, &p, err) : 0;
+    return dataset_add_picture(d, &p, err);
 }
 
 static bool same_size(const size_t a[2], const size_t b[2])

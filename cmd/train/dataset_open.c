@@ -399,7 +399,8 @@ static bool any_split(const struct dataset *d)
 
 static int fill(struct dataset *d, struct err *err)
 {
-    if (copy_strings(d, err) || check_given(d, err) || scan(d, err) || settle_mixed(d, err) || make_sizes(d, err))
+    if (copy_strings(d, err) || check_given(d, err) || scan(d, err) || dataset_read_sizes(d, err) || settle_mixed(d, err) ||
+        make_sizes(d, err))
         return -1;
     if (!any_to_learn(d))
         return nothing_left(d, err);
@@ -443,7 +444,7 @@ static int fill_from_folder(struct dataset *d, const char *dir, const struct gro
     s.dir = arena_str(&d->arena, dir, err);
     s.name = s.dir ? dataset_last_part(d, dir, err) : NULL;
     if (!s.name || dataset_add_group(d, g, err) || dataset_add_subset(d, &s, err) || dataset_group_sizes(d, d->group, err) ||
-        dataset_scan_subset(d, 0, err) || dataset_assign_sizes(d, err))
+        dataset_scan_subset(d, 0, err) || dataset_read_sizes(d, err) || dataset_assign_sizes(d, err))
         return -1;
     return d->pictures ? dataset_make_buckets(d, err) : nothing_left(d, err);
 }

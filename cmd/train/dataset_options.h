@@ -8,7 +8,7 @@
 
 #include "cmd/train/dataset.h"
 
-#define DATASET_ROW(T, at, field)         OPTION_NAMED(T, at.field, #field)
+#define DATASET_ROW(T, at, field) OPTION_NAMED(T, at.field, #field)
 
 /* clang-format off */
 #define DATASET_OPTION_ROWS(T, at) \

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "cmd/train/dataset_inside.h"
+#include "ref/base/thread.h"
 
 static const char *ending_of(const char *name)
 {
@@ -174,22 +175,6 @@ static int take_caption(struct dataset *d, const struct subset *s, struct sample
     return dataset_find(d, FINDING_CAPTION_BAD, path, problem, err);
 }
 
-/* Finds the size of a picture, or why it cannot be used. */
-static int take_size(struct dataset *d, struct sample_picture *p, bool *use, struct err *err)
-{
-    struct err why = {0};
-    int orientation;
-
-    if (!picture_read_size(p->path, p->size, &orientation, &why))
-        return orientation > 1 ? dataset_find(d, FINDING_TURNED, p->key, NULL, err) : 0;
-    *use = false;
-    /* the message begins with "cannot read 'PATH': ", which the table says already */
-    const char *detail = strstr(why.msg, "': ");
-    const char *kept = arena_str(&d->arena, detail ? detail + 3 : why.msg, err);
-
-    return kept ? dataset_find(d, FINDING_UNREADABLE, p->key, kept, err) : -1;
-}
-
 int dataset_scan_subset(struct dataset *d, size_t subset, struct err *err)
 {
     const struct subset *s = &d->subset[subset];
@@ -203,12 +188,65 @@ int dataset_scan_subset(struct dataset *d, size_t subset, struct err *err)
         bool use = true;
 
         p.path = p.key = arena_printf(&d->arena, err, "%s/%s", s->dir, name[i]);
-        if (!p.path || take_caption(d, s, &p, name[i], &use, err) || take_size(d, &p, &use, err))
+        if (!p.path || take_caption(d, s, &p, name[i], &use, err))
             return -1;
         if (use && dataset_add_picture(d, &p, err))
             return -1;
     }
     return 0;
+}
+
+/* ---- Sizes */
+
+struct sizing {
+    struct sample_picture *picture;
+    struct answer {
+        int rc, orientation;
+        char why[256];
+    } * answer;
+};
+
+static int read_size(void *ctx, size_t i, struct err *err)
+{
+    struct sizing *s = ctx;
+    struct answer *a = &s->answer[i];
+    struct err why;
+
+    (void)err;
+    if (s->picture[i].size[0])
+        return 0;
+    a->rc = picture_read_size(s->picture[i].path, s->picture[i].size, &a->orientation, &why);
+    if (a->rc) { /* the message begins with "cannot read 'PATH': ", which the table says already */
+        const char *detail = strstr(why.msg, "': ");
+
+        snprintf(a->why, sizeof a->why, "%.255s", detail ? detail + 3 : why.msg);
+    }
+    return 0;
+}
+
+int dataset_read_sizes(struct dataset *d, struct err *err)
+{
+    struct sizing s = {d->picture, mem_zero(d->pictures, sizeof *s.answer, "sizes of pictures", err)};
+    size_t kept = 0;
+    int rc = s.answer ? thread_for(d->pictures, read_size, &s, err) : -1;
+
+    for (size_t i = 0; i < d->pictures && !rc; i++) {
+        const struct answer *a = &s.answer[i];
+        const char *key = d->picture[i].key;
+
+        if (a->rc) {
+            const char *why = arena_str(&d->arena, a->why, err);
+
+            rc = why ? dataset_find(d, FINDING_UNREADABLE, key, why, err) : -1;
+            continue;
+        }
+        if (a->orientation > 1)
+            rc = dataset_find(d, FINDING_TURNED, key, NULL, err);
+        d->picture[kept++] = d->picture[i];
+    }
+    d->pictures = kept;
+    free(s.answer);
+    return rc;
 }
 
 /* ---- The folder of folders: N_words */
