@@ -268,6 +268,7 @@ static void test_findings(void **state)
         strcat(text, "word, ");
     data_text("train/1_dog/long.txt", text);
     data_dir("train/nonumber");
+    data_picture("train/loose.png", 64, 64, 1);
     data_open(&x, "--train_data_dir|%s|--resolution|64|--caption_extension|.txt", data_path("train"));
     assert_true(found(&x, FINDING_UNREADABLE, "cut.png"));
     assert_true(found(&x, FINDING_UNREADABLE, "text.jpg"));
@@ -277,6 +278,7 @@ static void test_findings(void **state)
     assert_true(found(&x, FINDING_CAPTION_EMPTY, "void.txt"));
     assert_true(found(&x, FINDING_CAPTION_LONG, "long.png"));
     assert_true(found(&x, FINDING_FOLDER, "nonumber"));
+    assert_true(found(&x, FINDING_LOOSE, "loose.png"));
     assert_true(found(&x, FINDING_CAPTION_WORDS, "d.png"));
     assert_int_equal(dataset_pictures(x.d), 8);
     assert_int_equal(dataset_print_findings(x.d, &data_quiet, &x.err), -1);

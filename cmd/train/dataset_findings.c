@@ -32,6 +32,8 @@ static const struct {
     [FINDING_TURNED] = {"turned", "picture is turned upright, as its EXIF data say",
                         "pictures are turned upright, as their EXIF data say", false, false},
     [FINDING_FOLDER] = {"folder_ignored", "folder is left out", "folders are left out", false, false},
+    [FINDING_LOOSE] = {"loose_picture", "picture lies beside the folders and is left out",
+                       "pictures lie beside the folders and are left out", false, false},
     [FINDING_LATENTS_SOME] = {"latents_incomplete", "picture lacks its .npz file, so that none of these files is used",
                               "pictures lack their .npz files, so that none of these files is used", false, false},
     [FINDING_REG_UNUSED] = {"regularisation_unused",

@@ -301,6 +301,12 @@ static int add_folders(struct dataset *d, const struct subset *like, const char 
             return -1;
         *added += one;
     }
+    for (size_t i = 0; i < n && *added; i++) { /* without such folders these are the pictures: see add_plain() */
+        char *path = dataset_is_picture_name(name[i]) ? arena_printf(&d->arena, err, "%s/%s", dir, name[i]) : NULL;
+
+        if (path && dataset_find(d, FINDING_LOOSE, path, NULL, err))
+            return -1;
+    }
     return 0;
 }
 
