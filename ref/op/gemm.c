@@ -12,8 +12,9 @@
  * panel (640 KB) stays in a core's own cache while the rows go by. */
 enum { TILE_M = 8 * KERNEL_ROWS, TILE_N = 320, TILE_K = 512, PACK = 1 << 20 };
 
-/* In bf16 a piece is twice as wide, since its rows of X are converted for it, and packed data are half as large. */
-enum { LEAST_BF16 = 16, WIDE_BF16 = 2 };
+/* In bf16 a piece is wide, since its rows of X are converted for it: what is packed then comes from the shared cache, slowly
+ * enough. Where there are few rows, pieces are narrower, so that there are about PIECES of them. */
+enum { LEAST_BF16 = 16, WIDE_BF16 = 8, PIECES = 16 };
 
 struct product {
     const struct gemm *g;
@@ -52,15 +53,22 @@ static size_t patch_floats(const struct gemm *g, size_t tile_k)
     return (least(TILE_M, g->m) * least(tile_k, g->k) + 15) / 16 * 16;
 }
 
-/* Columns of a piece: TILE_N, or fewer where there are too few rows to give every thread something to do. */
+/* Columns of a piece. */
+static size_t wide(const struct gemm *g)
+{
+    size_t unit = kernel_columns(), most = g->bf16 ? WIDE_BF16 * TILE_N : TILE_N;
+    size_t across = count(PIECES, count(g->m, TILE_M)), share = count(count(g->n, across), unit) * unit;
+
+    return share < 2 * unit ? 2 * unit : least(share, most);
+}
+
 static struct product describe(const struct gemm *g)
 {
     size_t unit = kernel_columns(), most = PACK / terms(g, g->k) / unit * unit;
-    size_t wide = count(g->m, TILE_M) < 4 ? 2 * unit : g->bf16 ? WIDE_BF16 * TILE_N : TILE_N;
     struct product p = {.g = g};
 
-    p.block = piece(g->n, most > wide ? most : wide, unit);
-    p.tile_n = piece(least(p.block, g->n), wide, unit);
+    p.block = piece(g->n, most > TILE_N ? most : TILE_N, unit);
+    p.tile_n = piece(least(p.block, g->n), wide(g), unit);
     p.tile_k = piece(g->k, TILE_K, 16);
     p.per_thread = patch_floats(g, p.tile_k) * (g->bf16 ? 2 : 1);
     p.packed = g->scratch;
