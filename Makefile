@@ -143,9 +143,11 @@ $(OUT)/tests/fuzz/fuzz_%: $(OUT)/tests/fuzz/fuzz_%.o $(OUT)/tests/fuzz/replay.o 
 $(OUT)/tests/bench/bench_%: $(OUT)/tests/bench/bench_%.o $(CMD_LIB_OBJ) $(LIB)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)
 
-## bench: how fast it is: whole parts, operations, SVDs; MODEL=FILE, PEER_PYTHON=python3 for others beside it
+## bench: how fast it is: whole parts, files, operations, SVDs; MODEL=FILE, PEER_PYTHON=python3 for others beside it
 bench: $(BENCH_BIN) $(BIN)
 	@MODEL="$(MODEL)" PEER_PYTHON="$(PEER_PYTHON)" ROWS="$(ROWS)" tests/bench/table.sh $(OUT)/tests/bench/bench_unet
+	@BASE="$(BASE)" TUNED="$(TUNED)" OTHER="$(OTHER)" PEER_PYTHON="$(PEER_PYTHON)" SD_SCRIPTS="$(SD_SCRIPTS)" ROWS="$(ROWS)" \
+	  tests/bench/table_files.sh $(BIN)
 	@for b in $(filter-out %/bench_unet,$(BENCH_BIN)); do $$b || exit 1; done
 
 tests: $(TEST_BIN) $(FUZZ_BIN) $(BIN) $(PLUGINS) $(OUT)/tests/demo/demo $(if $(filter yes,$(HAVE_CXX)),$(EMULATED))
@@ -162,6 +164,7 @@ asan: $(TESTS_CONFIG)
 	$(MAKE) FLAVOUR=asan check-only
 
 # make fuzz TARGET=safetensors SECONDS=300: a coverage-guided run; new findings land in build/fuzz/found/
+PYTHON ?= python3
 TARGET ?= $(patsubst tests/fuzz/fuzz_%.c,%,$(FUZZ_SRC))
 SECONDS ?= 60
 ## fuzz: run each fuzz target with libFuzzer (clang) for SECONDS=60; TARGET=NAME for one
@@ -173,6 +176,10 @@ fuzz:
 	  mkdir -p build/fuzz/corpus/$$t; \
 	  build/fuzz/fuzz_$$t -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=build/fuzz/found/$$t- \
 	    build/fuzz/corpus/$$t tests/fuzz/corpus/$$t; done
+
+## golden: make golden data again with PYTHON=python3 (packages: golden/PROVENANCE.md) and compare; ONLY=ops for a part
+golden:
+	golden/make_all.sh $(PYTHON) build/golden $(ONLY)
 
 ## demo: extract, merge and measure on two small checkpoints, in seconds
 demo: $(BIN) $(OUT)/tests/demo/demo

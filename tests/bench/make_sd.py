@@ -251,9 +251,9 @@ def is_target(name):
     return name.startswith("cond_stage_model.")
 
 
-def difference(name, w, seed, rank, relative, decay, noise):
+def difference(name, w, seed, rank, relative, decay, noise, other=None):
     """Singular values fall as decay^i; their norm is `relative` times ||w||, that of the noise `noise` times"""
-    g = generator(seed + 7919, name)
+    g = generator(seed + 7919, name) if other is None else torch.Generator().manual_seed(zlib.crc32(f"{other}/{name}".encode()))
     m, n = w.shape[0], w[0].numel()
     rank = min(rank, m, n)
     u = torch.linalg.qr(torch.randn(m, rank, generator=g))[0]
@@ -271,7 +271,7 @@ def checkpoint(o):
     for name, shape in layout(o.v2, o.channels, o.context, o.text_layers, o.words, o.vae_channels):
         w = base_weight(name, shape, o.seed)
         if o.tuned and is_target(name) and not (o.te_same and name.startswith("cond_stage_model.")):
-            w = w + difference(name, w, o.seed, o.rank, o.rel, o.decay, o.noise)
+            w = w + difference(name, w, o.seed, o.rank, o.rel, o.decay, o.noise, o.other)
         out[name] = w.to(types[o.dtype]).contiguous() if w.is_floating_point() else w
     out.update(schedule())
     return out
@@ -284,6 +284,8 @@ def parser():
     p.add_argument("--v2", action="store_true", help="SD2.1 in place of SD1.5")
     p.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"])
     p.add_argument("--tuned", action="store_true", help="add a difference to every matrix that a LoRA reaches")
+    p.add_argument("--other", type=int, help="with --tuned: another difference for each number (torch takes the lower 32 bits of a "
+                                              "seed, in which all of --seed's are alike)")
     p.add_argument("--te-same", action="store_true", help="with --tuned: but not to the text encoder's")
     p.add_argument("--rank", type=int, default=16, help="of the difference")
     p.add_argument("--rel", type=float, default=0.05, help="||difference|| / ||w||")
