@@ -28,6 +28,7 @@ struct verify_arithmetic {
     int sample;       /* which of the golden files' samples: 0 f32, 1 bf16, 2 f16 */
 };
 
+enum { VERIFY_TF32 = 1 }; /* its row: a device says f32 and tf32 */
 extern const struct verify_arithmetic verify_arithmetics[]; /* f32, tf32, f16, bf16; ends with a NULL name */
 
 /* The row of a device's arithmetic (offload_info); f32 for what has none. */

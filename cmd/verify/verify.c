@@ -157,7 +157,11 @@ static int run_device(const struct command_run *run, struct verify *v, const str
     if (offload_open(&device, o->device, NULL, err))
         return -1;
     v->ops = &device.ops;
-    v->arithmetic = o->arithmetic >= 0 ? &verify_arithmetics[o->arithmetic] : verify_arithmetic_of(device.info.arithmetic);
+    v->arithmetic = verify_arithmetic_of(device.info.arithmetic);
+    if (device.info.tf32)
+        v->arithmetic = &verify_arithmetics[VERIFY_TF32];
+    if (o->arithmetic >= 0)
+        v->arithmetic = &verify_arithmetics[o->arithmetic];
     snprintf(text, sizeof text, "%s: %s; limits for %s", o->device, device.info.text, v->arithmetic->name);
     verdict_device(r, text);
     rc = o->record || o->against ? run_record(run, v, o, r, err) : run_groups(v, o, r, true, err);

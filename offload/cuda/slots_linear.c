@@ -98,7 +98,7 @@ static size_t linear_scratch(const struct op_call *c, bool back, int threads)
     return room + slots_rows(back ? c->dout[0] : c->in[X]) * c->in[DOWN]->shape.dim[0] * dtype_size(state.storage);
 }
 
-/* ---- lora: five products; each reads x or dy once ---- */
+/* ---- lora: our kernel where it is faster, which is for low ranks in 16 bits; products else ---- */
 
 enum { BASE, LX, LDOWN, LUP };
 
@@ -129,13 +129,50 @@ static struct low_rank locate(const struct op_call *c)
     return l;
 }
 
+/* The kernel wants the factors in f32: that is what they have unless they were large and frozen. */
+static bool in_one(const struct op_call *c)
+{
+    return state.type != KERNEL_F32 && c->in[LDOWN]->shape.dim[0] <= KERNEL_LORA_RANK && c->in[LDOWN]->dtype == DT_F32 &&
+           c->in[LUP]->dtype == DT_F32;
+}
+
+static struct kernel_lora for_kernel(const struct op_call *c)
+{
+    struct low_rank l = describe(c);
+
+    return (struct kernel_lora){.type = state.type, .m = l.m, .k = l.k, .n = l.n, .r = l.r, .scale = c->attr->scale,
+                                .x = c->in[LX]->data, .down = c->in[LDOWN]->data, .up = c->in[LUP]->data, .scratch = c->scratch};
+}
+
+static int forward_in_one(const struct op_call *c, struct err *err)
+{
+    struct kernel_lora l = for_kernel(c);
+
+    l.base = memory_typed(c->in[BASE]);
+    l.y = c->out[0]->data;
+    return state_check(kernel_lora_forward(state.stream, &l), "compute a LoRA", err);
+}
+
+static int backward_in_one(const struct op_call *c, struct err *err)
+{
+    struct kernel_lora l = for_kernel(c);
+
+    l.dy = memory_typed(c->dout[0]);
+    l.dx = slots_data(c->din[LX]);
+    l.ddown = slots_data(c->din[LDOWN]);
+    l.dup = slots_data(c->din[LUP]);
+    return state_check(kernel_lora_backward(state.stream, &l), "compute a LoRA's gradient", err);
+}
+
 /* y = base + scale * t upT, t = x downT */
 static int lora_forward(const struct op_call *c, struct err *err)
 {
     struct low_rank l = locate(c);
-    struct gemm_call low = product(l.x, l.down, true, l.t, l.m, l.r, l.k, 1);
-    struct gemm_call high = product(l.t, l.up, true, c->out[0]->data, l.m, l.n, l.r, c->attr->scale);
+    struct gemm_call low = product(l.x, l.down, true, l.t, l.m, l.r, l.k, 1), high;
 
+    if (in_one(c))
+        return forward_in_one(c, err);
+    high = product(l.t, l.up, true, c->out[0]->data, l.m, l.n, l.r, c->attr->scale);
     high.beta = 1;
     high.c = memory_typed(c->in[BASE]);
     return gemm_run(&low, err) < 0 ? -1 : gemm_run(&high, err);
@@ -148,6 +185,8 @@ static int lora_backward(const struct op_call *c, struct err *err)
     const void *dy = memory_typed(c->dout[0]);
     struct gemm_call g = product(dy, l.up, false, l.dt, l.m, l.r, l.n, c->attr->scale);
 
+    if (in_one(c))
+        return backward_in_one(c, err);
     if ((c->din[LX] || c->din[LDOWN]) && gemm_run(&g, err) < 0)
         return -1;
     g = product(l.dt, l.down, false, slots_data(c->din[LX]), l.m, l.k, l.r, 1);
@@ -163,7 +202,11 @@ static int lora_backward(const struct op_call *c, struct err *err)
 
 static size_t lora_scratch(const struct op_call *c, bool back, int threads)
 {
+    struct kernel_lora l = for_kernel(c);
+
     (void)threads;
+    if (in_one(c))
+        return back ? kernel_lora_scratch(&l) : 0;
     return describe(c).bytes * (back ? 2 : 1);
 }
 

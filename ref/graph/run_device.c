@@ -179,20 +179,25 @@ static int refresh_weight(struct run *r, size_t value, struct err *err)
     return 0;
 }
 
+static int stage_param(void *ctx, size_t index, struct err *err)
+{
+    const struct run *r = ctx;
+    const struct graph_value *v = &r->g->values[index];
+
+    if (v->kind != VALUE_PARAM)
+        return 0;
+    if (!v->source->data)
+        return err_set(err, "'%s' has no data", v->name);
+    memcpy(r->device->staged + r->device->param_at[index], v->source->data, run_device_count(&v->shape) * sizeof(float));
+    return 0;
+}
+
 static int refresh_params(struct run *r, struct err *err)
 {
     struct run_device *d = r->device;
 
-    for (size_t i = 0; i < r->g->value_count; i++) {
-        const struct graph_value *v = &r->g->values[i];
-
-        if (v->kind != VALUE_PARAM)
-            continue;
-        if (!v->source->data)
-            return err_set(err, "'%s' has no data", v->name);
-        memcpy(d->staged + d->param_at[i], v->source->data, run_device_count(&v->shape) * sizeof(float));
-    }
-    if (d->ops->write(d->params, d->staged, d->param_count * sizeof(float), err) < 0)
+    if (thread_for(r->g->value_count, stage_param, r, err) < 0 ||
+        d->ops->write(d->params, d->staged, d->param_count * sizeof(float), err) < 0)
         return -1;
     return d->ops->params ? d->ops->params(d->params, d->param_count, err) : 0;
 }
