@@ -369,7 +369,11 @@ static int make(struct work *w, const struct shot *shot, size_t n, struct err *e
     bool highres = option_given(w->run->values, &w->o->highres_fix_scale);
     struct batch b = {.w = w, .shot = shot, .n = n, .stage = highres ? "1" : ""};
     struct picture *pictures = NULL;
-    int rc = highres ? first_stage(w, shot, n, &b.from, err) : 0;
+    int rc;
+
+    if (w->total > 1)
+        progress_info(w->progress, "picture %zu of %zu", w->made + n, w->total);
+    rc = highres ? first_stage(w, shot, n, &b.from, err) : 0;
 
     if (rc == 0)
         rc = make_batch(&b, &pictures, true, err);

@@ -77,8 +77,9 @@ static const struct option_row rows[] = {
     {O(rng), .arg = "DEVICE", .choices = devices, .def = "cpu",
      .help = "whose random numbers: those that torch draws on the CPU or on a GPU"},
     {O(device), .arg = "NAME", .def = "auto",
-     .help = "what computes: auto (a GPU where there is one, else the processor), cpu, cpu:bf16, or a plug-in such as dnnl, cuda, "
-             "cuda:bf16:1"},
+     .help =
+         "what computes: auto (a GPU where there is one, else the processor), cpu, cpu:bf16, or a plug-in such as dnnl, cuda, "
+         "cuda:bf16:1"},
     {O(sequential_file_name), .help = "im_000001.png, im_000002.png ...; files there are replaced"},
     {O(use_original_file_name), .help = "img2img: name the result as the picture it began with"},
     {O(format), .arg = "NAME", .choices = formats, .def = "png", .help = "what to write; only PNG carries all settings inside"},
@@ -279,6 +280,7 @@ static int draw_given(struct work *w, struct err *err)
     if (!w->prompts.count)
         return 0;
     w->progress = progress_start(w->run, "generating", evaluations / w->o->n_iter * passes, "steps");
+    w->total = w->prompts.count * w->o->images_per_prompt * passes;
     for (size_t pass = 0; pass < passes; pass++) {
         w->step = 0;
         for (size_t i = 0; i < w->prompts.count; i++)
@@ -289,6 +291,7 @@ static int draw_given(struct work *w, struct err *err)
     }
     progress_end(w->progress);
     w->progress = NULL;
+    w->total = 0;
     return 0;
 }
 

@@ -89,6 +89,7 @@ struct work {
     struct progress *progress;
     struct preview *preview; /* NULL: none */
     struct sheet *sheet;     /* NULL: none */
+    size_t total;            /* pictures that were asked for; 0: not known */
     size_t made, made_first; /* pictures; of highres fix's first stages */
     json_t *files;           /* with --json */
 };
