@@ -240,6 +240,31 @@ int kernel_add_rows_backward(cudaStream_t s, enum kernel_type t, const void *dy,
     });
 }
 
+template <class T> struct Mul {
+    const T *x, *m;
+    T *y;
+    size_t rows, c;
+    template <int N> __device__ void run(size_t i) const
+    {
+        size_t row = i / c;
+        float v[N], w[N];
+
+        load<T, N>(v, x + i);
+        load<T, N>(w, m + row / rows * c + (i - row * c));
+        for (int j = 0; j < N; j++)
+            v[j] *= w[j];
+        store<T, N>(y + i, v);
+    }
+};
+
+int kernel_mul(cudaStream_t s, enum kernel_type t, const void *x, const void *m, void *y, size_t n, size_t rows, size_t c)
+{
+    return with_type(t, [=](auto one) {
+        using T = decltype(one);
+        return each_row<T>(s, Mul<T>{(const T *)x, (const T *)m, (T *)y, rows, c}, n * rows, c);
+    });
+}
+
 template <class T> struct Scale {
     float scale;
     const T *x;

@@ -51,6 +51,9 @@ size_t kernel_add_rows_scratch(size_t n, size_t rows, size_t c);
 int kernel_add_rows_backward(cudaStream_t s, enum kernel_type t, const void *dy, void *db, size_t n, size_t rows, size_t c,
                              void *scratch);
 
+/* y [n, rows, c] = x m, m [n, c] (rows 1: m of x's shape), all T; y may be x. Its own backward: dx = dy m. */
+int kernel_mul(cudaStream_t s, enum kernel_type t, const void *x, const void *m, void *y, size_t n, size_t rows, size_t c);
+
 /* y = scale x; y may be x */
 int kernel_scale(cudaStream_t s, enum kernel_type t, float scale, const void *x, void *y, size_t n);
 
@@ -78,6 +81,12 @@ int kernel_upsample_backward(cudaStream_t s, enum kernel_type t, const void *dy,
 int kernel_embedding(cudaStream_t s, enum kernel_type type, const int32_t *ids, const void *table, const void *positions,
                      void *y, size_t n, size_t t, size_t v, size_t c);
 
+/* y [n, c] = x [count, c][rows [n]]; a number outside 0 .. count-1 gives NaN. Backward: dx [count, c] = the sum of the rows of dy
+ * that came from each. */
+int kernel_gather(cudaStream_t s, enum kernel_type t, const void *x, const int32_t *rows, void *y, size_t n, size_t count, size_t c);
+int kernel_gather_backward(cudaStream_t s, enum kernel_type t, const void *dy, const int32_t *rows, void *dx, size_t n,
+                           size_t count, size_t c);
+
 /* y [n, width] T = cos then sin of t [n] f32 * 10000^(-i / (width/2)), in f64 */
 int kernel_timestep(cudaStream_t s, enum kernel_type type, const float *t, void *y, size_t n, size_t width);
 
@@ -88,6 +97,12 @@ int kernel_mse(cudaStream_t s, enum kernel_type tp, const void *pred, enum kerne
                const float *weight, float *loss, size_t n, size_t per, void *scratch);
 int kernel_mse_backward(cudaStream_t s, enum kernel_type tp, const void *pred, enum kernel_type tt, const void *target,
                         const float *weight, const float *dloss, void *dpred, size_t n, size_t per);
+
+/* The same with sqrt((pred - target)^2 + delta^2) - delta in place of the square, delta [n] f32; scratch as for the mse. */
+int kernel_huber(cudaStream_t s, enum kernel_type tp, const void *pred, enum kernel_type tt, const void *target,
+                 const float *delta, const float *weight, float *loss, size_t n, size_t per, void *scratch);
+int kernel_huber_backward(cudaStream_t s, enum kernel_type tp, const void *pred, enum kernel_type tt, const void *target,
+                          const float *delta, const float *weight, const float *dloss, void *dpred, size_t n, size_t per);
 
 /* dst [n] of type to = src [n] of type from, rounded to nearest, ties to even */
 int kernel_convert(cudaStream_t s, void *dst, enum kernel_type to, const void *src, enum kernel_type from, size_t n);

@@ -163,6 +163,63 @@ int kernel_embedding(cudaStream_t s, enum kernel_type type, const int32_t *ids, 
     });
 }
 
+template <class T> struct Gather {
+    const T *x;
+    const int32_t *rows;
+    T *y;
+    size_t count, c;
+    template <int N> __device__ void run(size_t i) const
+    {
+        size_t at = i / c;
+        bool known = rows[at] >= 0 && (size_t)rows[at] < count;
+        float v[N];
+
+        for (int j = 0; j < N; j++)
+            v[j] = float_of_bits(0x7fc00000u);
+        if (known)
+            load<T, N>(v, x + (size_t)rows[at] * c + (i - at * c));
+        store<T, N>(y + i, v);
+    }
+};
+
+/* Each row looks for those that came from it, in order: there are few. */
+template <class T> struct GatherBackward {
+    const T *dy;
+    const int32_t *rows;
+    T *dx;
+    size_t n, c;
+    template <int N> __device__ void run(size_t i) const
+    {
+        size_t row = i / c;
+        float sum[N] = {0}, v[N];
+
+        for (size_t k = 0; k < n; k++)
+            if (rows[k] >= 0 && (size_t)rows[k] == row) {
+                load<T, N>(v, dy + k * c + (i - row * c));
+                for (int j = 0; j < N; j++)
+                    sum[j] += v[j];
+            }
+        store<T, N>(dx + i, sum);
+    }
+};
+
+int kernel_gather(cudaStream_t s, enum kernel_type t, const void *x, const int32_t *rows, void *y, size_t n, size_t count, size_t c)
+{
+    return with_type(t, [=](auto one) {
+        using T = decltype(one);
+        return each_row<T>(s, Gather<T>{(const T *)x, rows, (T *)y, count, c}, n, c);
+    });
+}
+
+int kernel_gather_backward(cudaStream_t s, enum kernel_type t, const void *dy, const int32_t *rows, void *dx, size_t n,
+                           size_t count, size_t c)
+{
+    return with_type(t, [=](auto one) {
+        using T = decltype(one);
+        return each_row<T>(s, GatherBackward<T>{(const T *)dy, rows, (T *)dx, n, c}, count, c);
+    });
+}
+
 template <class T> struct Timestep {
     const float *t;
     T *y;

@@ -1,4 +1,5 @@
-/* Mean squared error of predictions and targets that may differ in type. Small, so types are chosen at run time. */
+/* Losses of predictions and targets that may differ in type: mean squared error, and pseudo-Huber (Charbonnier et al. 1997). Small,
+ * so types are chosen at run time. */
 #include "offload/cuda/elementwise.cuh"
 
 enum { BLOCK = 256, STRIP = 4096 }; /* elements that one block sums */
@@ -6,6 +7,7 @@ enum { BLOCK = 256, STRIP = 4096 }; /* elements that one block sums */
 struct Pair {
     enum kernel_type tp, tt;
     const void *pred, *target;
+    const float *delta; /* [n]: pseudo-Huber of that width; NULL: square */
 };
 
 __device__ inline float read_any(enum kernel_type t, const void *p, size_t i)
@@ -25,18 +27,40 @@ __device__ inline float difference(const Pair &p, size_t i)
     return read_any(p.tp, p.pred, i) - read_any(p.tt, p.target, i);
 }
 
-/* part [n, strips]: sums of squares */
+/* The loss of one element, d off: d^2, or sqrt(d^2 + w^2) - w = d^2 / (sqrt(d^2 + w^2) + w), where no digits cancel. */
+__device__ inline float element_loss(const Pair &p, size_t sample, float d)
+{
+    float below = 1;
+
+    if (p.delta) {
+        float w = p.delta[sample];
+
+        below = sqrtf(d * d + w * w) + w;
+    }
+    return below > 0 ? d * d / below : 0;
+}
+
+/* Its slope. */
+__device__ inline float element_slope(const Pair &p, size_t sample, float d)
+{
+    float w, r;
+
+    if (!p.delta)
+        return 2 * d;
+    w = p.delta[sample];
+    r = sqrtf(d * d + w * w);
+    return r > 0 ? d / r : 0;
+}
+
+/* part [n, strips]: sums of losses */
 __global__ void mse_strips_kernel(Pair p, float *part, size_t per)
 {
     __shared__ float slot[WARP];
     size_t sample = blockIdx.y, first = blockIdx.x * (size_t)STRIP, end = first + STRIP < per ? first + STRIP : per;
     float sum = 0;
 
-    for (size_t i = first + threadIdx.x; i < end; i += BLOCK) {
-        float d = difference(p, sample * per + i);
-
-        sum += d * d;
-    }
+    for (size_t i = first + threadIdx.x; i < end; i += BLOCK)
+        sum += element_loss(p, sample, difference(p, sample * per + i));
     sum = block_sum(sum, slot);
     if (threadIdx.x == 0)
         part[sample * gridDim.x + blockIdx.x] = sum;
@@ -59,11 +83,9 @@ size_t kernel_mse_scratch(size_t n, size_t per)
     return n * div_up(per, STRIP) * sizeof(float);
 }
 
-int kernel_mse(cudaStream_t s, enum kernel_type tp, const void *pred, enum kernel_type tt, const void *target,
-               const float *weight, float *loss, size_t n, size_t per, void *scratch)
+static int forward(cudaStream_t s, const Pair &p, const float *weight, float *loss, size_t n, size_t per, void *scratch)
 {
     size_t strips = div_up(per, STRIP);
-    Pair p = {tp, tt, pred, target};
     int e;
 
     if (n == 0 || per == 0 || n > 65535 || strips > 0x7fffffff)
@@ -72,7 +94,19 @@ int kernel_mse(cudaStream_t s, enum kernel_type tp, const void *pred, enum kerne
     return e ? e : launch(mse_join_kernel, dim3(1), BLOCK, 0, s, (const float *)scratch, weight, loss, n, strips, per);
 }
 
-/* dpred = dloss * weight * 2 / elements * (pred - target) */
+int kernel_mse(cudaStream_t s, enum kernel_type tp, const void *pred, enum kernel_type tt, const void *target,
+               const float *weight, float *loss, size_t n, size_t per, void *scratch)
+{
+    return forward(s, Pair{tp, tt, pred, target, NULL}, weight, loss, n, per, scratch);
+}
+
+int kernel_huber(cudaStream_t s, enum kernel_type tp, const void *pred, enum kernel_type tt, const void *target,
+                 const float *delta, const float *weight, float *loss, size_t n, size_t per, void *scratch)
+{
+    return forward(s, Pair{tp, tt, pred, target, delta}, weight, loss, n, per, scratch);
+}
+
+/* dpred = dloss * weight / elements * slope */
 template <class T> struct MseBackward {
     Pair p;
     const float *weight, *dloss;
@@ -84,18 +118,27 @@ template <class T> struct MseBackward {
         float k = factor * (dloss ? *dloss : 1) * (weight ? weight[i / per] : 1), d[N];
 
         for (int j = 0; j < N; j++)
-            d[j] = k * difference(p, i + j);
+            d[j] = k * element_slope(p, i / per, difference(p, i + j));
         store<T, N>(dpred + i, d);
     }
 };
 
+static int backward(cudaStream_t s, const Pair &p, const float *weight, const float *dloss, void *dpred, size_t n, size_t per)
+{
+    return with_type(p.tp, [=](auto one) {
+        using T = decltype(one);
+        return each_row<T>(s, MseBackward<T>{p, weight, dloss, (T *)dpred, per, 1.0f / (float)(n * per)}, n, per);
+    });
+}
+
 int kernel_mse_backward(cudaStream_t s, enum kernel_type tp, const void *pred, enum kernel_type tt, const void *target,
                         const float *weight, const float *dloss, void *dpred, size_t n, size_t per)
 {
-    Pair p = {tp, tt, pred, target};
+    return backward(s, Pair{tp, tt, pred, target, NULL}, weight, dloss, dpred, n, per);
+}
 
-    return with_type(tp, [=](auto one) {
-        using T = decltype(one);
-        return each_row<T>(s, MseBackward<T>{p, weight, dloss, (T *)dpred, per, 2.0f / (float)(n * per)}, n, per);
-    });
+int kernel_huber_backward(cudaStream_t s, enum kernel_type tp, const void *pred, enum kernel_type tt, const void *target,
+                          const float *delta, const float *weight, const float *dloss, void *dpred, size_t n, size_t per)
+{
+    return backward(s, Pair{tp, tt, pred, target, delta}, weight, dloss, dpred, n, per);
 }

@@ -189,6 +189,54 @@ static size_t mse_scratch(const struct op_call *c, bool back, int threads)
     return back ? 0 : kernel_mse_scratch(n, n ? state_count(c->in[0]) / n : 0);
 }
 
+/* m: one vector a sample, or of x's shape */
+static int multiply(const struct op_call *c, const struct tensor *x, void *y, struct err *err)
+{
+    const struct tensor *m = c->in[1];
+
+    return done(kernel_mul(state.stream, state.type, memory_typed(x), memory_typed(m), y, slots_rows(m),
+                           state_count(x) / state_count(m), slots_last(m)), err);
+}
+
+static int mul_forward(const struct op_call *c, struct err *err)
+{
+    return multiply(c, c->in[0], c->out[0]->data, err);
+}
+
+static int mul_backward(const struct op_call *c, struct err *err)
+{
+    return multiply(c, c->dout[0], c->din[0]->data, err);
+}
+
+static int gather_forward(const struct op_call *c, struct err *err)
+{
+    return done(kernel_gather(state.stream, state.type, memory_typed(c->in[0]), c->in[1]->data, c->out[0]->data,
+                              state_count(c->in[1]), slots_rows(c->in[0]), slots_last(c->in[0])), err);
+}
+
+static int gather_backward(const struct op_call *c, struct err *err)
+{
+    return done(kernel_gather_backward(state.stream, state.type, memory_typed(c->dout[0]), c->in[1]->data, c->din[0]->data,
+                                       state_count(c->in[1]), slots_rows(c->din[0]), slots_last(c->din[0])), err);
+}
+
+static int huber_forward(const struct op_call *c, struct err *err)
+{
+    size_t n = c->in[0]->shape.dim[0];
+
+    return done(kernel_huber(state.stream, slots_type(c->in[0]), c->in[0]->data, slots_type(c->in[1]), c->in[1]->data,
+                             c->in[2]->data, slots_data(c->in[3]), c->out[0]->data, n, state_count(c->in[0]) / n, c->scratch), err);
+}
+
+static int huber_backward(const struct op_call *c, struct err *err)
+{
+    size_t n = c->in[0]->shape.dim[0];
+
+    return done(kernel_huber_backward(state.stream, slots_type(c->in[0]), c->in[0]->data, slots_type(c->in[1]), c->in[1]->data,
+                                      c->in[2]->data, slots_data(c->in[3]), c->dout[0]->data, c->din[0]->data, n,
+                                      state_count(c->in[0]) / n), err);
+}
+
 void slots_simple(struct ops *ops)
 {
 #define TAKE(name)                                   \
@@ -205,10 +253,13 @@ void slots_simple(struct ops *ops)
     TAKE(add)
     TAKE(scale)
     TAKE(mse)
+    TAKE(mul)
+    TAKE(gather)
+    TAKE(huber)
 #undef TAKE
     ops->forward[OP_embedding] = embedding_forward;
     ops->forward[OP_timestep] = timestep_forward;
     ops->scratch[OP_embedding] = ops->scratch[OP_timestep] = none;
     ops->scratch[OP_add] = add_scratch;
-    ops->scratch[OP_mse] = mse_scratch;
+    ops->scratch[OP_mse] = ops->scratch[OP_huber] = mse_scratch;
 }
