@@ -6,7 +6,7 @@
 
 __device__ inline float sigmoid(float x)
 {
-    return 1 / (1 + fast_exp(-x));
+    return fast_divide(1, 1 + fast_exp(-x));
 }
 
 /* x Phi(x), Phi the normal distribution function */

@@ -1,5 +1,6 @@
 /* Attention forward on tensor cores: y = softmax(q kT / sqrt(d)) v, a tile of keys at a time with a running maximum m and sum l
- * of each query (Milakov and Gimelshein 2018; Dao 2023). Keys and values of the next tile travel while this one is computed. */
+ * of each query (Milakov and Gimelshein 2018; Dao 2023). The scores of the next tile are made beside the exponentials of this one
+ * (Shah et al. 2024), so that tensor cores and the unit for exp2 work at the same time; the tile after it travels. */
 #include "offload/cuda/attention.cuh"
 
 enum { THREADS = 128, WARPS = THREADS / WARP };
@@ -7,7 +8,7 @@ enum { THREADS = 128, WARPS = THREADS / WARP };
 /* Fragments of 16 queries of a warp, and keys of a tile. More queries a warp means fewer reads of the keys from shared memory;
  * registers set the limit. */
 template <int D> struct Tiling {
-    static constexpr int M = D <= 64 ? 2 : 1, KEYS = D <= 80 ? 64 : 32, QUERIES = WARPS * M * 16;
+    static constexpr int M = D <= 64 ? 2 : 1, KEYS = D == 48 || D == 80 ? 64 : 32, QUERIES = WARPS * M * 16;
     static constexpr size_t SHARED = tile_bytes<D>(QUERIES + 4 * KEYS);
 };
 
@@ -36,37 +37,51 @@ enum { ONES = 40 };
 template <int M, int KEYS, int D>
 __device__ inline void absorb(Sums<M, KEYS> &s, Sums<M, D> &o, float (&best)[M][2], float (&sum)[M][2], float scale_log2)
 {
+    float old[M][2];
+    bool grown = false;
+
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float old = best[m][half], top = old, shrink, more = 0;
+            float top = best[m][half];
 
+            old[m][half] = top;
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++)
                 top = fmaxf(top, fmaxf(s.at[m][n][2 * half], s.at[m][n][2 * half + 1]));
             top = fmaxf(top, shuffle_xor(top, 1));
             top = fmaxf(top, shuffle_xor(top, 2));
+            best[m][half] = top;
+            grown = grown || top > old[m][half];
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-                for (int e = 2 * half; e < 2 * half + 2; e++) {
+                for (int e = 2 * half; e < 2 * half + 2; e++)
                     s.at[m][n][e] = fast_exp2(s.at[m][n][e] * scale_log2 - top * scale_log2);
-                    if (!has_ones<D>)
-                        more += s.at[m][n][e];
-                }
-            if (warp_any(top > old)) { /* seldom after the first tiles */
-                shrink = fast_exp2((old - top) * scale_log2);
+        }
+    if (warp_any(grown)) /* seldom after the first tiles */
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float shrink = fast_exp2((old[m][half] - best[m][half]) * scale_log2);
+
+                sum[m][half] *= shrink;
 #pragma unroll
                 for (int n = 0; n < D / 8; n++) {
                     o.at[m][n][2 * half] *= shrink;
                     o.at[m][n][2 * half + 1] *= shrink;
                 }
-                sum[m][half] *= shrink;
             }
-            sum[m][half] += more;
-            best[m][half] = top;
-        }
+    if (!has_ones<D>)
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    sum[m][e / 2] += s.at[m][n][e];
 }
 
 /* y = o / l, lse = m + log l */
@@ -109,7 +124,7 @@ template <class T, int D> __global__ void __launch_bounds__(THREADS) attention_f
     TileLoader<T, D, KEYS, THREADS> load_k(head_at<T>(a.k, b, a.tk, a.ldk, head, a.d), a.ldk, a.d);
     TileLoader<T, D, KEYS, THREADS> load_v(head_at<T>(a.v, b, a.tk, a.ldv, head, a.d), a.ldv, a.d);
     Rows<T, M, D> q;
-    Sums<M, KEYS> s;
+    Sums<M, KEYS> s, next;
     Sums<M, D> o;
 
     load_q.load(tile_q, q0, a.tq, true);
@@ -128,19 +143,23 @@ template <class T, int D> __global__ void __launch_bounds__(THREADS) attention_f
         for (int i = threadIdx.x; i < 2 * KEYS; i += THREADS)
             tile_v[i * tile_row<D> + ONES] = from_f32<T>(1);
     q.load(tile_q, row0);
+    scores<T, M, D, KEYS>(s, q, tile_k);
+    if (KEYS > a.tk || a.causal)
+        mask(s, q0 + row0, 0, a.tk, a.causal);
     for (int k0 = 0, turn = 0; k0 < end; k0 += KEYS, turn ^= TILE) {
         copy_async_wait<0>();
-        __syncthreads(); /* this tile is here, and all are done with the one before, whose place the next takes */
-        if (k0 > 0 && k0 + KEYS < end) {
-            load_k.load(tile_k + (turn ^ TILE), k0 + KEYS, a.tk, false);
+        __syncthreads(); /* the next keys and these values are here, and all are done with those whose places are filled now */
+        if (k0 + 2 * KEYS < end)
+            load_k.load(tile_k + turn, k0 + 2 * KEYS, a.tk, false);
+        if (k0 > 0 && k0 + KEYS < end)
             load_v.load(tile_v + (turn ^ TILE), k0 + KEYS, a.tk, false);
-            copy_async_commit();
-        }
-        scores<T, M, D, KEYS>(s, q, tile_k + turn);
-        if (k0 + KEYS > a.tk || (a.causal && k0 + KEYS > q0 + row0))
-            mask(s, q0 + row0, k0, a.tk, a.causal);
+        copy_async_commit();
+        scores<T, M, D, KEYS>(next, q, tile_k + (turn ^ TILE)); /* behind the last tile: of what lies there, for nothing */
         absorb(s, o, best, sum, a.scale_log2);
         accumulate<T, M, D, D, KEYS>(o, s, tile_v + turn, 0);
+        s = next;
+        if (k0 + 2 * KEYS > a.tk || (a.causal && k0 + 2 * KEYS > q0 + row0))
+            mask(s, q0 + row0, k0 + KEYS, a.tk, a.causal);
     }
     finish(a, o, best, sum, head_at<T>(a.y, b, a.tq, a.ldy, head, a.d), a.lse + ((size_t)b * a.heads + head) * a.tq, q0 + row0);
 }

@@ -122,12 +122,16 @@ template <class T, int D> __global__ void __launch_bounds__(KeyTiling<D>::THREAD
             copy_async_wait<1>();
             __syncthreads(); /* the tile is here */
             scores<T, M, D, QUERIES>(p, tile_k, row0, now_q);
-            if (a.causal)
+            if (D == 48) { /* never causal: products beside the exponentials. Larger heads need the registers */
+                scores<T, M, D, QUERIES>(dp, tile_v, row0, now_dy);
+                keys_probability<false>(p, now, a.scale_log2, k0 + row0, (next - 1) * QUERIES);
+            } else if (a.causal)
                 keys_probability<true>(p, now, a.scale_log2, k0 + row0, (next - 1) * QUERIES);
             else
                 keys_probability<false>(p, now, a.scale_log2, k0 + row0, (next - 1) * QUERIES);
             accumulate<T, M, D, WIDTH, QUERIES>(dv, p, now_dy, first);
-            scores<T, M, D, QUERIES>(dp, tile_v, row0, now_dy);
+            if (D != 48)
+                scores<T, M, D, QUERIES>(dp, tile_v, row0, now_dy);
             keys_slope(dp, p, now + QUERIES);
             accumulate<T, M, D, WIDTH, QUERIES>(dk, dp, now_q, first);
             __syncthreads(); /* all are done with it: its place may be filled */
@@ -316,6 +320,6 @@ int kernel_attention_backward(cudaStream_t s, const struct kernel_attention *cal
         return e ? e : attention_plain_backward(s, call->type, a);
     return with_half(call->type, [&](auto type) {
         using T = decltype(type);
-        return with_head(a.d, [&](auto head) { return run_tensor_cores<T, decltype(head)::value>(s, a); });
+        return with_head(a.causal && a.d < 64 ? 64 : a.d, [&](auto head) { return run_tensor_cores<T, decltype(head)::value>(s, a); });
     });
 }

@@ -81,6 +81,12 @@ __device__ inline float fast_exp(float x)
     return __expf(x);
 }
 
+/* a / b, to 2 units in the last place; 0 where b is above 2^126 */
+__device__ inline float fast_divide(float a, float b)
+{
+    return __fdividef(a, b);
+}
+
 __device__ inline float float_of_bits(uint32_t bits)
 {
     return __uint_as_float(bits);

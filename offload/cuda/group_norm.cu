@@ -7,6 +7,19 @@
  * Scratch: sums [n, groups, strips, 2], shifts [n, groups]. */
 #include "offload/cuda/norm.cuh"
 
+/* z, or silu(z); its slope. Chosen without a branch: 32 numbers a thread follow each other. */
+__device__ inline float norm_act(bool silu, float z)
+{
+    return z * (silu ? sigmoid(z) : 1);
+}
+
+__device__ inline float norm_slope(bool silu, float z)
+{
+    float s = sigmoid(z);
+
+    return silu ? s + z * s * (1 - s) : 1;
+}
+
 /* Puts a thread's sums a, b of N channels into sum [2][lanes][c] in shared memory. */
 template <int N> __device__ inline void keep_sums(const NormShape &s, unsigned c0, const float a[N], const float b[N], float *sum)
 {
@@ -160,7 +173,7 @@ template <class T, int N> __global__ void __launch_bounds__(NORM_THREADS)
 #pragma unroll
             for (int r = 0; r < NORM_BATCH; r++) {
                 for (int j = 0; j < N; j++)
-                    value[j] = act_apply(s.act, (to_f32(batch.at[r].at[j]) - mean[j]) * scale[j] + offset[j]);
+                    value[j] = norm_act(s.silu, (to_f32(batch.at[r].at[j]) - mean[j]) * scale[j] + offset[j]);
                 if (i + r * s.lanes < end)
                     store<T, N>(y + (size_t)(i + r * s.lanes) * s.c + c0, value);
             }
@@ -188,7 +201,7 @@ template <int N> struct Channels {
     /* e of channel j, given x - mean */
     __device__ float slope(const NormShape &s, int j, float x, float dy) const
     {
-        return dy * scale[j] * act_slope(s.act, x * scale[j] + offset[j]);
+        return dy * scale[j] * norm_slope(s.silu, x * scale[j] + offset[j]);
     }
 };
 
@@ -297,16 +310,16 @@ template <class T, class F> int with_vector(size_t rows, size_t c, size_t groups
     return f(std::integral_constant<int, 1>(), norm_shape(rows, c, groups, 1));
 }
 
-static bool fits(size_t n, size_t rows, size_t c, size_t groups)
+static bool fits(enum kernel_act act, size_t n, size_t rows, size_t c, size_t groups)
 {
-    return n > 0 && n <= 65535 && rows > 0 && rows < 1 << 30 && groups > 0 && c % groups == 0 && c > 0 && c < 1 << 20;
+    return (act == KERNEL_NONE || act == KERNEL_SILU) && n > 0 && n <= 65535 && rows > 0 && rows < 1 << 30 && groups > 0 && c % groups == 0 && c > 0 && c < 1 << 20;
 }
 
 int kernel_group_norm(cudaStream_t s, enum kernel_type t, enum kernel_act act, const void *x, const float *gamma,
                       const float *beta, void *y, float *stats, size_t n, size_t rows, size_t c, size_t groups, float eps,
                       void *scratch)
 {
-    if (!fits(n, rows, c, groups))
+    if (!fits(act, n, rows, c, groups))
         return cudaErrorInvalidValue;
     return with_type(t, [=](auto one) {
         using T = decltype(one);
@@ -317,7 +330,7 @@ int kernel_group_norm(cudaStream_t s, enum kernel_type t, enum kernel_act act, c
             int e;
 
             shape.eps = eps;
-            shape.act = act;
+            shape.silu = act == KERNEL_SILU;
             e = launch(group_norm_sums_kernel<T, N>, grid, NORM_THREADS, 2 * shape.lanes * c * sizeof(float), s, shape,
                        (const T *)x, part, shifts);
             return e ? e
@@ -331,7 +344,7 @@ int kernel_group_norm_backward(cudaStream_t s, enum kernel_type t, enum kernel_a
                                const float *beta, const float *stats, const void *dy, void *dx, size_t n, size_t rows, size_t c,
                                size_t groups, void *scratch)
 {
-    if (!fits(n, rows, c, groups))
+    if (!fits(act, n, rows, c, groups))
         return cudaErrorInvalidValue;
     return with_type(t, [=](auto one) {
         using T = decltype(one);
@@ -341,7 +354,7 @@ int kernel_group_norm_backward(cudaStream_t s, enum kernel_type t, enum kernel_a
             dim3 grid(shape.strips, (unsigned)n);
             int e;
 
-            shape.act = act;
+            shape.silu = act == KERNEL_SILU;
             e = launch(group_norm_slopes_kernel<T, N>, grid, NORM_THREADS, 2 * shape.lanes * c * sizeof(float), s, shape,
                        (const T *)x, gamma, beta, stats, (const T *)dy, part);
             return e ? e

@@ -12,13 +12,13 @@ struct NormShape {
     unsigned strip, strips;         /* rows of a block, blocks of a sample */
     unsigned across, lanes;
     float eps;
-    enum kernel_act act;
+    bool silu;
 };
 
 /* n: channels of a vector. across may exceed the block: then its threads go over it in turn, one lane. */
 inline NormShape norm_shape(size_t rows, size_t c, size_t groups, int n)
 {
-    NormShape s = {(unsigned)rows, (unsigned)c, (unsigned)groups, (unsigned)(c / groups), 0, 0, 0, 0, 0, KERNEL_NONE};
+    NormShape s = {(unsigned)rows, (unsigned)c, (unsigned)groups, (unsigned)(c / groups), 0, 0, 0, 0, 0, false};
 
     s.across = s.c / (unsigned)n;
     s.lanes = s.across >= NORM_THREADS ? 1 : NORM_THREADS / s.across;

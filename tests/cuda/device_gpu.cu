@@ -23,7 +23,7 @@ bool device_open(char name[256])
         snprintf(name, 256, "%s", cudaGetErrorString(e));
         return false;
     }
-    snprintf(name, 256, "%s, compute capability %d.%d", p.name, p.major, p.minor);
+    snprintf(name, 256, "%.200s, compute capability %d.%d", p.name, p.major, p.minor);
     must(cudaEventCreate(&from));
     must(cudaEventCreate(&to));
     return true;

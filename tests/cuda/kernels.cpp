@@ -1,5 +1,6 @@
 /* Every CUDA kernel against ref's op: one line each, exit status 1 when a result is off, 77 without a GPU.
- *     kernels [--full] [WORD ...]     cases whose name has a WORD in it; --full: also sizes of real models */
+ *     kernels [--full] [--untimed] [WORD ...]     cases whose name has a WORD in it; --full: also sizes of real models; --untimed:
+ *                                                 each is called twice and no more (for compute-sanitizer) */
 #include "tests/cuda/kernels.h"
 
 #include <algorithm>
@@ -15,7 +16,7 @@ extern "C" {
 }
 #include "tests/cuda/device.h"
 
-static bool full;
+static bool full, untimed;
 static int failures, done;
 static std::vector<std::string> words;
 const kernel_type all_types[3] = {KERNEL_F32, KERNEL_BF16, KERNEL_F16};
@@ -186,7 +187,7 @@ bool check(const Call &c)
     printf("%-4s %-52s %-4s error %.2e limit %.2e", good ? "ok" : "FAIL", c.name.c_str(), type_name(c.type), v.error, v.limit);
     if (!v.same)
         printf(" (two runs differ)");
-    if (!device_emulated() && c.bytes > 0) {
+    if (!device_emulated() && !untimed && c.bytes > 0) {
         double s = measure(c);
 
         printf("  %8.1f us %6.0f GB/s", s * 1e6, c.bytes / s * 1e-9);
@@ -292,6 +293,8 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], "--full") == 0)
             full = true;
+        else if (strcmp(argv[i], "--untimed") == 0)
+            untimed = true;
         else
             words.push_back(argv[i]);
     if (!device_open(name)) {

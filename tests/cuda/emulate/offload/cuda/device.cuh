@@ -105,6 +105,11 @@ inline float fast_exp(float x)
     return expf(x);
 }
 
+inline float fast_divide(float a, float b)
+{
+    return a / b;
+}
+
 inline float float_of_bits(uint32_t bits)
 {
     float x;
