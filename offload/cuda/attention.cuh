@@ -1,6 +1,6 @@
 /* What the attention kernels on tensor cores share: tiles of rows of a head, and products of them.
  *
- * D is the head's size rounded up to 48 (for 40 at most), 64, 80 or 160; zeros lie behind the head's own. A warp owns M fragments of 16 rows of a
+ * D is the head's size rounded up to 48 (for 40 at most), 64, 80 or 160, or 512 in a forward; zeros lie behind the head's own. A warp owns M fragments of 16 rows of a
  * product; sums stay in its registers and become, rounded, the left side of the next product without leaving them
  * (Dao 2023). */
 #ifndef OFFLOAD_CUDA_ATTENTION_CUH

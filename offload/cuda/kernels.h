@@ -129,8 +129,10 @@ int kernel_layer_norm_backward(cudaStream_t s, enum kernel_type t, const void *x
 
 /* Head h of token i of sample b is the d elements at ((b * tokens + i) * ld + h * d) of q, k, v, y and their gradients; an ld
  * longer than heads * d takes q, k and v out of one fused product. Tensor cores do types of 16 bits where d and every ld are
- * multiples of 8, pointers are aligned to 16 bytes and d is at most 160 (compute capability 8.0 on); plain code everything
- * else, any d. Scores are scaled by 1/sqrt(d); causal needs tq == tk. */
+ * multiples of 8, pointers are aligned to 16 bytes and d is at most 160 (compute capability 8.0 on); the forward also where d is
+ * at most 512 (9.0: it takes 200 KB of shared memory). Plain code does everything else, as long as a block's shared memory holds
+ * 48 (forward) or 80 (backward) rows of d floats: d up to 500 or 300 with 99 KB. Scores are scaled by 1/sqrt(d); causal needs
+ * tq == tk. */
 struct kernel_attention {
     enum kernel_type type;
     size_t n, heads, d, tq, tk;

@@ -229,7 +229,7 @@ inline bool has_tensor_cores()
 
 inline size_t shared_limit()
 {
-    return 99 * 1024; /* of compute capability 8.6: what kernels must do with */
+    return 227 * 1024; /* of compute capability 9.0 */
 }
 
 #endif
