@@ -61,6 +61,36 @@ static int measure(struct trainer *t, struct err *err)
     return 0;
 }
 
+/* What can go wrong with a file or picture on the way need not end the training: the disk may have room again in the end. */
+static void tell_failure(struct trainer *t, const char *what, const struct err *err)
+{
+    command_warn(t->run, "%s: %s; the training goes on", what, err->msg);
+}
+
+/* LoRA files and states on the way. -1: the factors are not finite any more. */
+static int save(struct trainer *t, bool epoch_ended, struct err *err)
+{
+    struct err now = {0};
+
+    if (train_save_step(t, &now) == 0 && (!epoch_ended || train_save_epoch(t, &now) == 0))
+        return 0;
+    if (network_find_nonfinite(t->net)) {
+        *err = now;
+        t->diverged = true;
+        return -1;
+    }
+    tell_failure(t, "saving failed", &now);
+    return 0;
+}
+
+static void sample_now(struct trainer *t)
+{
+    struct err err = {0};
+
+    if (train_sample(t, &err))
+        tell_failure(t, "drawing samples failed", &err);
+}
+
 /* What is due after a step; a full epoch is counted first. */
 static int after_step(struct trainer *t, bool epoch_ended, struct err *err)
 {
@@ -68,12 +98,12 @@ static int after_step(struct trainer *t, bool epoch_ended, struct err *err)
     bool sample = due(o->sample_every_n_steps, t->now.step) || (epoch_ended && due(o->sample_every_n_epochs, t->now.epoch));
     bool validate = due(o->validate_every_n_steps, t->now.step) || (epoch_ended && due(o->validate_every_n_epochs, t->now.epoch));
 
-    if (train_save_step(t, err) || (epoch_ended && train_save_epoch(t, err)))
+    if (save(t, epoch_ended, err))
         return -1;
     if (t->validation && validate && measure(t, err))
         return -1;
-    if (o->sample_prompts && sample && train_sample(t, err))
-        return -1;
+    if (o->sample_prompts && sample)
+        sample_now(t);
     if (epoch_ended || sample || due(o->save_every_n_steps, t->now.step))
         train_seen_save(t, "running");
     return 0;
@@ -99,12 +129,15 @@ static int run_steps(struct trainer *t, struct dataset_prefetch *data, struct er
     double last_state = clock_now(), last = last_state;
 
     while (t->now.step < t->steps && !train_stop_signal) {
+        struct train_counters start = t->now;
         int rc = train_step(t, data, err);
         bool epoch_ended = t->now.batch == t->batches;
         double now = clock_now();
 
-        if (rc < 0)
+        if (rc < 0) { /* nothing has changed but the counters: what is saved now is the end of the step before */
+            t->now = start;
             return -1;
+        }
         t->now.seconds += now - last;
         train_seen_step(t, rc > 0, now - last);
         if (epoch_ended) {
@@ -132,14 +165,30 @@ static int stopped(struct trainer *t, struct err *err)
                    t->now.step, t->steps, t->o->output_dir, train_name(t, "last"));
 }
 
+/* After an error on the way: what was learned is kept, unless it is broken. */
+static void rescue(struct trainer *t)
+{
+    struct err err = {0};
+
+    if (t->diverged && t->last_written)
+        command_note(t->run, "the last good LoRA is '%s'", t->last_written);
+    if (t->diverged || t->now.step == 0)
+        return;
+    if (train_save_last(t, false, &err))
+        command_warn(t->run, "%s", err.msg);
+    else
+        command_note(t->run, "LoRA and state of step %zu are saved as '%s/%s-stopped'; --resume goes on", t->now.step,
+                     t->o->output_dir, train_name(t, "last"));
+}
+
 int train_loop(struct trainer *t, struct err *err)
 {
     struct dataset_prefetch *data = NULL;
     int rc = -1;
 
     catch_signals();
-    if (t->o->sample_at_first && t->now.step == 0 && train_sample(t, err))
-        goto out;
+    if (t->o->sample_at_first && t->now.step == 0)
+        sample_now(t);
     if (dataset_prefetch_open(&data, t->data, t->now.epoch, t->now.batch, err))
         goto out;
     t->progress = progress_start(t->run, "training", t->steps, "steps");
@@ -147,9 +196,9 @@ int train_loop(struct trainer *t, struct err *err)
     rc = run_steps(t, data, err);
     progress_end(t->progress);
     t->progress = NULL;
-    if (rc && t->last_written)
-        command_note(t->run, "the last good LoRA is '%s'", t->last_written);
-    if (rc == 0)
+    if (rc)
+        rescue(t);
+    else
         rc = train_stop_signal ? stopped(t, err) : train_save_last(t, true, err);
     train_seen_save(t, rc == 0 ? "finished" : "stopped");
 out:

@@ -79,6 +79,8 @@ int train_save_lora(struct trainer *t, const char *name, struct err *err)
     if (fill_out(t, out, &a, err) || set_number(&t->meta, "ss_epoch", t->now.epoch, err) ||
         set_number(&t->meta, "ss_steps", t->now.step, err))
         goto out;
+    if (t->o->dim_from_weights && lora_meta_network(&t->meta, out, t->net->count, t->model->arch == MODEL_SD2, err))
+        goto out; /* ranks are those of the file, not of --network_dim */
     w.metadata = t->meta.item;
     w.n_metadata = t->meta.count;
     if (lora_file_write(path, out, t->net->count, &w, NULL, err))

@@ -91,7 +91,6 @@ int train_state_write(struct trainer *t, const char *name, struct err *err)
     }
     if (rc)
         err_prefix(err, "the state was not written: ");
-    t->wrote_state |= rc == 0;
     free(a);
     free(b);
     json_decref(counters);

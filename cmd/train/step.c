@@ -190,6 +190,7 @@ static int find_layer(struct trainer *t, struct train_graph *g, const struct dat
     struct run_options search = {.check_nan = true};
     const struct network_module *m = network_find_nonfinite(t->net);
 
+    t->diverged = true;
     if (m)
         err_set(err, "the LoRA of layer '%s' is not finite", m->spec.path);
     else if (train_write_batch(t, g, b, micro, t->now.loss_scale, err) == 0 && run_graph(g->run, &search, err) == 0)

@@ -163,6 +163,7 @@ struct trainer {
     /* the plan */
     size_t batches, steps_per_epoch, epochs, steps;
     struct train_counters now;
+    bool diverged; /* loss or gradients stayed not finite: nothing more is written */
     /* memory of a step */
     float *x0, *noise, *noisy, *target, *context, *scratch, *mask, *moments, *row;
     int32_t *ids, *rows;
@@ -173,7 +174,6 @@ struct trainer {
     char **saved[2];              /* epochs, steps: names in order, for save_last_n_* */
     size_t saved_count[2], saved_cap[2];
     char *last_written;           /* the newest LoRA file */
-    bool wrote_state;
     struct progress *progress;
     struct logs *logs;
     struct report *report;

@@ -69,6 +69,23 @@ for signal in INT TERM; do
     cmp whole/rocket.safetensors stopped/rocket.safetensors || fail "a training that was stopped gives another file"
 done
 
+# A picture that vanishes on the way ends the training; what was learned is saved.
+cp -r data gone
+"$LORA" train --pretrained_model_name_or_path "$small/small.safetensors" --train_data_dir gone/db/char1 --resolution 64 --network_dim 2 \
+    --max_train_steps 5000 --output_name rocket --output_dir half --threads 1 --save_every_n_steps 1 --save_last_n_steps 1 > log 2>&1 &
+job=$!
+while [ ! -e half/rocket-step00000002.safetensors ] && [ ! -e half/rocket-step00000003.safetensors ]; do
+    kill -0 $job 2> /dev/null || fail "no step"
+    sleep 0.05
+done
+rm "gone/db/char1/2_sks rocket/rocket01.png"
+status=0
+wait $job || status=$?
+[ $status = 1 ] || fail "vanished picture: status $status, expected 1"
+grep -q "rocket01.png" log || fail "vanished picture: its name is not told"
+grep -q "saved as 'half/rocket-stopped'" log || fail "vanished picture: nothing is said about what is saved"
+[ -s half/rocket-stopped.state ] && [ -s half/rocket-stopped.safetensors ] || fail "vanished picture: nothing is saved"
+
 # What must be refused, each with its message: refused STATUS TEXT OPTION...
 refused() {
     want=$1 text=$2 status=0
