@@ -1,6 +1,7 @@
 /* What a LoRA file says about its making: the ss_* keys of sd-scripts, all of v0.3.0's and those of newer versions that mean
  * something here. Values are Python's str(): None, True, 0.0001. Names only, no paths. Nothing of the clock, so that the same
  * options give the same bytes. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -122,8 +123,12 @@ static void describe_steps(struct writer *w)
     set_size(w, "ss_num_epochs", w->t->epochs);
     set_size(w, "ss_max_train_steps", w->t->steps);
     set_size(w, "ss_gradient_accumulation_steps", o->gradient_accumulation_steps);
+    set_size(w, "ss_total_batch_size", o->data.train_batch_size * o->gradient_accumulation_steps);
     set_bool(w, "ss_gradient_checkpointing", o->gradient_checkpointing);
-    set_number(w, "ss_lr_warmup_steps", o->lr_warmup_steps);
+    if (o->lr_warmup_steps == floor(o->lr_warmup_steps))
+        set_size(w, "ss_lr_warmup_steps", (size_t)o->lr_warmup_steps);
+    else
+        set_number(w, "ss_lr_warmup_steps", o->lr_warmup_steps);
     set(w, "ss_lr_scheduler", o->lr_scheduler);
     snprintf(optimizer, sizeof optimizer, "%s(%s)", optim_name(w->t->optim), optim_args(w->t->optim));
     set(w, "ss_optimizer", optimizer);

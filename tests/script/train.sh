@@ -31,6 +31,16 @@ train whole || fail "the training failed"
 "$LORA" info whole/rocket.safetensors > log || fail "the LoRA is none"
 grep -q 'rank 2' log || fail "rank 2 is not told"
 
+"$LORA" info --metadata whole/rocket.safetensors > log
+for key in learning_rate text_encoder_lr unet_lr num_train_images num_reg_images num_batches_per_epoch num_epochs batch_size_per_device \
+    total_batch_size gradient_accumulation_steps max_train_steps lr_warmup_steps lr_scheduler network_module network_dim mixed_precision \
+    full_fp16 v2 resolution clip_skip max_token_length color_aug flip_aug random_crop shuffle_caption cache_latents enable_bucket \
+    min_bucket_reso max_bucket_reso seed sd_model_hash sd_model_name epoch; do
+    grep -q " ss_$key = " log || fail "the metadata lacks ss_$key"
+done
+grep -q 'ss_lr_warmup_steps = 2$' log && grep -q 'ss_total_batch_size = 2$' log || fail "wrong values in the metadata"
+! grep -q "$dir" whole/rocket.safetensors || fail "a path is in the metadata"
+
 train threads --threads 2 || fail "two threads failed"
 cmp whole/rocket.safetensors threads/rocket.safetensors || fail "two threads give another file"
 train eight --use_8bit_adam --gradient_checkpointing || fail "8-bit AdamW failed"
