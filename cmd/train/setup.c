@@ -158,6 +158,10 @@ static int open_schedule(struct trainer *t, struct err *err)
             return err_usage(err, "--lr_scheduler_args has no '%s'; step_rules=1:100,0.1 is possible", item);
         l.rules = item + 11;
     }
+    if (strcmp(o->lr_scheduler, "constant") == 0 && o->lr_warmup_steps > 0) { /* as in sd-scripts, where it has no effect either */
+        command_warn(t->run, "the schedule 'constant' has no warm-up, so --lr_warmup_steps changes nothing; use constant_with_warmup");
+        l.warmup = 0;
+    }
     return lr_open(&t->lr, &l, err);
 }
 
