@@ -78,8 +78,8 @@ static const char *join_texts(struct dataset *d, const json_t *one, struct err *
 /* *path = the picture of a key, or NULL when there is none. */
 static int find_picture(struct dataset *d, const struct subset *s, const char *key, const char **path, struct err *err)
 {
-    static const char *const endings[] = {"",     ".png", ".jpg",  ".jpeg", ".webp", ".bmp",
-                                          ".PNG", ".JPG", ".JPEG", ".WEBP", ".BMP"};
+    static const char *const endings[] = {"",      ".png",  ".jpg", ".jpeg", ".webp", ".bmp",  ".PNG",  ".JPG",
+                                          ".JPEG", ".WEBP", ".BMP", ".Png",  ".Jpg",  ".Jpeg", ".Webp", ".Bmp"};
 
     *path = arena_str(&d->arena, key, err);
     if (!*path)
