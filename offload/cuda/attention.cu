@@ -195,8 +195,9 @@ bool attention_describe(const struct kernel_attention *a, Attention *out)
     out->scale = (float)scale;
     out->scale_log2 = (float)(scale * (double)LOG2_E);
     out->splits = attention_splits(a);
-    out->dot = (float *)a->scratch;
-    out->part = out->splits > 1 ? out->dot + a->n * a->heads * a->tq : NULL;
+    /* parts first: they are written in vectors, dot number by number, and an odd count of queries would shift what follows */
+    out->part = out->splits > 1 ? (float *)a->scratch : NULL;
+    out->dot = (float *)a->scratch + (out->part ? 2 * (size_t)out->splits * a->n * a->tk * a->heads * a->d : 0);
     return true;
 }
 
