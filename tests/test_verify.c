@@ -117,8 +117,9 @@ static void test_arithmetic(void **state)
     assert_int_equal(failures_rounded(DT_F16, "tf32"), 0);
     assert_int_equal(failures_rounded(DT_BF16, "bf16"), 0);
     assert_true(failures_rounded(DT_F16, "f32") > 10);
-    assert_string_equal(verify_arithmetic_of(DT_BF16)->name, "bf16");
-    assert_string_equal(verify_arithmetic_of(DT_COUNT)->name, "f32");
+    assert_string_equal(verify_arithmetic_of(DT_BF16, false)->name, "bf16");
+    assert_string_equal(verify_arithmetic_of(DT_F32, true)->name, "tf32");
+    assert_string_equal(verify_arithmetic_of(DT_COUNT, false)->name, "f32");
 }
 
 static void test_files(void **state)

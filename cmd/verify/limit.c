@@ -13,10 +13,12 @@ const struct verify_arithmetic verify_arithmetics[] = {
 
 static const char *const sample_keys[] = {NULL, "bf16", "f16"};
 
-const struct verify_arithmetic *verify_arithmetic_of(enum dtype t)
+const struct verify_arithmetic *verify_arithmetic_of(enum dtype t, bool tf32)
 {
-    for (const struct verify_arithmetic *a = verify_arithmetics; a->name && t < DT_COUNT; a++)
-        if (strcmp(a->name, dtype_name(t)) == 0)
+    const char *name = tf32 && t == DT_F32 ? "tf32" : t < DT_COUNT ? dtype_name(t) : "f32";
+
+    for (const struct verify_arithmetic *a = verify_arithmetics; a->name; a++)
+        if (strcmp(a->name, name) == 0)
             return a;
     return verify_arithmetics;
 }

@@ -19,6 +19,7 @@
 #define CMD_VERIFY_LIMIT_H
 
 #include <jansson.h>
+#include <stdbool.h>
 
 #include "ref/base/dtype.h"
 
@@ -28,11 +29,10 @@ struct verify_arithmetic {
     int sample;       /* which of the golden files' samples: 0 f32, 1 bf16, 2 f16 */
 };
 
-enum { VERIFY_TF32 = 1 }; /* its row: a device says f32 and tf32 */
 extern const struct verify_arithmetic verify_arithmetics[]; /* f32, tf32, f16, bf16; ends with a NULL name */
 
-/* The row of a device's arithmetic (offload_info); f32 for what has none. */
-const struct verify_arithmetic *verify_arithmetic_of(enum dtype t);
+/* The row of a device's arithmetic (offload_info: its type, and whether products of f32 are in tf32); f32 for what has none. */
+const struct verify_arithmetic *verify_arithmetic_of(enum dtype t, bool tf32);
 
 /* n: length of the longest sum; samples: the "error" object of the case; key: "out0", "din1"; size: max |want|. */
 double verify_limit_op(const struct verify_arithmetic *a, double n, const json_t *samples, const char *key, double size);

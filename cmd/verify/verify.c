@@ -148,26 +148,57 @@ static int run_record(const struct command_run *run, struct verify *v, const str
     return 0;
 }
 
-static int run_device(const struct command_run *run, struct verify *v, const struct verify_options *o, struct verdict *r, struct err *err)
+static int run_device(const struct command_run *run, struct verify *v, const struct verify_options *o, const char *name,
+                      struct verdict *r, struct err *err)
 {
     char text[240];
     struct offload device;
     int rc;
 
-    if (offload_open(&device, o->device, NULL, err))
+    if (offload_open(&device, name, NULL, err))
         return -1;
     v->ops = &device.ops;
-    v->arithmetic = verify_arithmetic_of(device.info.arithmetic);
-    if (device.info.tf32)
-        v->arithmetic = &verify_arithmetics[VERIFY_TF32];
-    if (o->arithmetic >= 0)
-        v->arithmetic = &verify_arithmetics[o->arithmetic];
-    snprintf(text, sizeof text, "%s: %s; limits for %s", o->device, device.info.text, v->arithmetic->name);
+    v->arithmetic = o->arithmetic >= 0 ? &verify_arithmetics[o->arithmetic] : verify_arithmetic_of(device.info.arithmetic, device.info.tf32);
+    snprintf(text, sizeof text, "%s: %s; limits for %s", name, device.info.text, v->arithmetic->name);
     verdict_device(r, text);
     rc = o->record || o->against ? run_record(run, v, o, r, err) : run_groups(v, o, r, true, err);
     offload_close(&device);
     v->ops = NULL;
     return rc;
+}
+
+/* Every device there is, when none was named. One that does not open is no failure of the build: it is noted. */
+static int run_all_devices(const struct command_run *run, struct verify *v, const struct verify_options *o, struct verdict *r,
+                           struct err *err)
+{
+    static const struct {
+        const char *plugin, *device; /* plugin NULL: of the program itself */
+    } devices[] = {{NULL, "cpu"}, {NULL, "cpu:bf16"}, {"dnnl", "dnnl"}, {"dnnl", "dnnl:f32"}, {"cuda", "cuda"}, {"cuda", "cuda:f32"}};
+
+    for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
+        struct offload probe;
+        struct err why = {0};
+
+        if (devices[i].plugin && !offload_has(devices[i].plugin, NULL))
+            continue;
+        if (offload_open(&probe, devices[i].device, NULL, &why)) {
+            command_note(run, "device %s left out: %s", devices[i].device, why.msg);
+            continue;
+        }
+        offload_close(&probe);
+        if (run_device(run, v, o, devices[i].device, r, err))
+            return -1;
+    }
+    return 0;
+}
+
+static bool wants_device(const struct verify_options *o)
+{
+    bool any = false;
+
+    for (const struct verify_group *g = verify_groups; g->name; g++)
+        any = any || (g->device && wanted(o, g));
+    return any;
 }
 
 static void print_list(void)
@@ -209,7 +240,10 @@ static int run(const struct command_run *run, void *options, struct err *err)
     if (check_groups(o, err) || (!o->record && !o->against && find_golden(o->golden, golden, err)) || verdict_new(&r, o->all, run->json, err))
         return -1;
     v.ctx = r;
-    rc = run_device(run, &v, o, r, err);
+    if (o->device || o->record || o->against)
+        rc = run_device(run, &v, o, o->device ? o->device : "cpu", r, err);
+    else
+        rc = wants_device(o) ? run_all_devices(run, &v, o, r, err) : 0;
     if (rc == 0 && !o->record && !o->against) {
         verdict_device(r, "the same on every device");
         rc = run_groups(&v, o, r, false, err);
@@ -225,8 +259,8 @@ static const char *const arithmetics[] = {"f32", "tf32", "f16", "bf16", NULL}; /
 static const struct option_row rows[] = {
     {OPTION(struct verify_options, groups), .arg = "GROUP", .flags = OPTION_POSITIONAL,
      .help = "ops, models, pictures, tokenizer, rng, schedule, samplers (default: all of them)"},
-    {OPTION(struct verify_options, device), .arg = "NAME", .def = "cpu",
-     .help = "what computes: cpu, or a plug-in such as dnnl or dnnl:f32"},
+    {OPTION(struct verify_options, device), .arg = "NAME",
+     .help = "what computes: cpu, cpu:bf16, dnnl, cuda:1 ... (default: every device there is; for --record and --against: cpu)"},
     {OPTION(struct verify_options, golden), .arg = "DIR", .help = "folder of golden files (default: beside the program's sources or "
                                                                   "installed with it)"},
     {OPTION(struct verify_options, all), .help = "print every comparison, not only the one nearest to its limit of each kind"},

@@ -9,7 +9,7 @@ sed -n '/^| command/,/^$/p' README.md | sed '/^$/d' > "$dir/table_in_readme"
 diff -u "$dir/table_in_readme" "$dir/table" || { echo "put the output of 'lora help --as markdown' into README.md"; exit 1; }
 
 "$BUILD/tests/demo/demo" pair "$dir/base.safetensors" "$dir/tuned.safetensors"
-sed -n '/^## From two checkpoints/,/^## For scripts/s/^    \(lora .*\)/\1/p' README.md > "$dir/examples"
+sed -n '/^## From two checkpoints/,/^## [^F]/s/^    \(lora .*\)/\1/p' README.md > "$dir/examples"
 [ "$(wc -l < "$dir/examples")" -ge 8 ] || { echo "too few examples in README.md"; exit 1; }
 cd "$dir"
 lora() { "$LORA" "$@"; }
