@@ -10,8 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cmd/generate/pipe.h"
 #include "cmd/model_weights.h"
 #include "cmd/verify/subject.h"
+#include "formats/lora_file.h"
 #include "formats/model_write.h"
 #include "ref/base/thread.h"
 #include "tests/lib/scratch.h"
@@ -170,9 +172,98 @@ static void test_sd2_inpainting(void **state)
     check_forms("sd2", MODEL_SD2, 9);
 }
 
+/* The golden LoRA, on every layer with its convolutions (LoCon), as modules of a file: [rank, kh, kw, in] -> [rank, in, kh, kw]. */
+static struct lora_out file_module(const struct layers_lora *l)
+{
+    const size_t *d = l->down->shape.dim;
+    size_t pixels = l->down->shape.ndim == 4 ? d[1] * d[2] : 1, in = l->down->shape.ndim == 4 ? d[3] : d[1];
+    const float *from = l->down->data;
+    float *down = malloc(d[0] * pixels * in * sizeof *down);
+
+    for (size_t r = 0; r < d[0]; r++)
+        for (size_t p = 0; p < pixels; p++)
+            for (size_t c = 0; c < in; c++)
+                down[(r * in + c) * pixels + p] = from[(r * pixels + p) * in + c];
+    return (struct lora_out){.part = l->part, .path = l->path, .rank = d[0], .out = l->up->shape.dim[0], .in = in,
+                             .kh = pixels > 1 ? d[1] : 1, .kw = pixels > 1 ? d[2] : 1, .conv = pixels > 1,
+                             .alpha = (double)l->scale * (double)d[0], .has_alpha = true, .dtype = DT_F32, .up = l->up->data,
+                             .down = down};
+}
+
+/* Written to a file in each layout and read as generate reads it, the LoRA gives every layer what diffusers says. At 0.5 of twice
+ * its scale, too. */
+static void check_lora_file(const char *golden, const char *folder, const struct lora_out *modules, size_t n, enum lora_layout layout,
+                            double multiplier)
+{
+    struct lora_write_options o = {.layout = layout, .dtype = DT_F32};
+    struct generate_loras loras = {0};
+    struct subject s;
+    struct err err = {0};
+    struct model *m;
+    char path[300];
+    size_t failed = v.failed;
+
+    snprintf(path, sizeof path, "%s/lora_%d%s", folder, (int)layout, layout == LORA_PEFT ? "" : ".safetensors");
+    MUST(lora_file_write(path, modules, n, &o, NULL, &err));
+    MUST(model_open(&m, folder, &err));
+    MUST(generate_loras_add(&loras, m, path, multiplier, multiplier, 0, &err));
+    assert_int_equal(loras.count, n);
+    MUST(subject_open(&s, &file, models, golden, &err));
+    s.layers.loras = loras.item;
+    s.layers.lora_count = loras.count;
+    MUST(subject_build(&s, &err));
+    MUST(subject_keep_layers(&s, &err));
+    MUST(graph_fuse(s.g, FUSE_ALL, &err));
+    MUST(subject_start(&s, &ops, &err));
+    MUST(run_graph(s.run, NULL, &err));
+    MUST(subject_compare_layers(&v, &s, &err));
+    subject_close(&s);
+    generate_loras_free(&loras);
+    model_close(m);
+    if (v.failed != failed)
+        fail_msg("%s acts otherwise in layout %d", golden, (int)layout);
+}
+
+static void test_lora_files(void **state)
+{
+    static const char *const names[] = {"sd1", "sd2"};
+    const char *scratch = scratch_new();
+
+    (void)state;
+    for (int k = 0; k < 2; k++) {
+        struct lora_out *modules;
+        struct subject s;
+        struct err err = {0};
+        char folder[200];
+        size_t n;
+
+        snprintf(folder, sizeof folder, "%s/%s", scratch, names[k]);
+        write_part(folder, "unet/diffusion_pytorch_model.safetensors", names[k], "unet");
+        write_part(folder, "text_encoder/model.safetensors", names[k], "te");
+        MUST(subject_open(&s, &file, models, names[k], &err));
+        n = s.lora_count;
+        assert_true(n > 50);
+        modules = calloc(n, sizeof *modules);
+        for (size_t i = 0; i < n; i++)
+            modules[i] = file_module(&s.attached[i]);
+        check_lora_file(names[k], folder, modules, n, LORA_KOHYA, 1);
+        check_lora_file(names[k], folder, modules, n, LORA_DIFFUSERS, 1);
+        check_lora_file(names[k], folder, modules, n, LORA_PEFT, 1);
+        for (size_t i = 0; i < n; i++)
+            modules[i].alpha *= 2;
+        check_lora_file(names[k], folder, modules, n, LORA_KOHYA, 0.5);
+        for (size_t i = 0; i < n; i++)
+            free((void *)(uintptr_t)modules[i].down);
+        free(modules);
+        subject_close(&s);
+    }
+    scratch_remove(scratch);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sd1), cmocka_unit_test(test_sd2_inpainting)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sd1), cmocka_unit_test(test_sd2_inpainting),
+                                       cmocka_unit_test(test_lora_files)};
     struct err err = {0};
     int failed;
 

@@ -158,7 +158,8 @@ static int run_device(const struct command_run *run, struct verify *v, const str
     if (offload_open(&device, name, NULL, err))
         return -1;
     v->ops = &device.ops;
-    v->arithmetic = o->arithmetic >= 0 ? &verify_arithmetics[o->arithmetic] : verify_arithmetic_of(device.info.arithmetic, device.info.tf32);
+    v->arithmetic = o->arithmetic >= 0 ? &verify_arithmetics[o->arithmetic]
+                                       : verify_arithmetic_of(device.info.arithmetic, device.info.tf32);
     snprintf(text, sizeof text, "%s: %s; limits for %s", name, device.info.text, v->arithmetic->name);
     verdict_device(r, text);
     rc = o->record || o->against ? run_record(run, v, o, r, err) : run_groups(v, o, r, true, err);
