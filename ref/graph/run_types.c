@@ -5,8 +5,13 @@
 
 /* Reads of forward nodes, by what the reader does with the value. */
 struct readers {
-    bool exact, other; /* mse or timestep; anything else */
+    bool exact, other; /* a loss or timestep; anything else */
 };
+
+static bool is_loss(enum op_id op)
+{
+    return op == OP_mse || op == OP_huber;
+}
 
 static bool both(const bool *exact, int a, int b)
 {
@@ -16,7 +21,7 @@ static bool both(const bool *exact, int a, int b)
 /* A loss and what is made of it alone, and statistics (outputs behind the first). */
 static void mark_forward(const struct graph_node *n, bool *exact)
 {
-    if (n->op == OP_mse || ((n->op == OP_add || n->op == OP_scale) && both(exact, n->in[0], n->in[1])))
+    if (is_loss(n->op) || ((n->op == OP_add || n->op == OP_scale) && both(exact, n->in[0], n->in[1])))
         exact[n->out[0]] = true;
     for (int i = 1; i < OP_MAX_OUT; i++)
         if (n->out[i] != GRAPH_NONE)
@@ -38,8 +43,8 @@ static void note_readers(const struct graph_node *n, struct readers *readers)
 {
     for (int i = 0; i < OP_MAX_IN; i++)
         if (n->in[i] != GRAPH_NONE) {
-            readers[n->in[i]].exact |= n->op == OP_mse || n->op == OP_timestep;
-            readers[n->in[i]].other |= n->op != OP_mse && n->op != OP_timestep;
+            readers[n->in[i]].exact |= is_loss(n->op) || n->op == OP_timestep;
+            readers[n->in[i]].other |= !is_loss(n->op) && n->op != OP_timestep;
         }
 }
 

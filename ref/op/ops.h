@@ -20,7 +20,7 @@
  * if each had waited for those before it, but only read() and sync() really wait. On a device the contract of op.h changes:
  *  - data pointers are the device's, aligned to MEM_ALIGN in the arena, to OPS_DEVICE_ALIGN elsewhere;
  *  - activations and gradients have the type `storage`; but stats, lse, a loss and its gradient, gradients of params, and
- *    inputs that mse or timestep read are f32. Inputs of other types (ids) are as they are;
+ *    inputs that a loss (mse, huber) or timestep reads are f32. Inputs of other types (ids) are as they are;
  *  - a weight is what weight() made of it; a param is f32 and lies in the block that params() was told of. */
 struct ops_device {
     enum dtype storage; /* DT_F32, DT_BF16 or DT_F16 */
