@@ -181,11 +181,13 @@ fuzz:
 golden:
 	golden/make_all.sh $(PYTHON) build/golden $(ONLY)
 
-## demo: extract, merge and measure on two small checkpoints, in seconds
+## demo: train a LoRA on ten pictures, draw with it, merge it, take it out again; a page of pictures (some minutes)
 demo: $(BIN) $(OUT)/tests/demo/demo
 	@sh tests/demo/demo.sh $(abspath $(BIN)) $(abspath $(OUT)/tests/demo/demo) $(abspath build/demo)
 
-$(OUT)/tests/demo/demo: $(OUT)/tests/demo/demo.o $(OUT)/tests/demo/pair.o $(CMD_LIB_OBJ) $(LIB)
+DEMO_OBJ := $(patsubst %.c,$(OUT)/%.o,$(sort $(wildcard tests/demo/*.c)))
+
+$(OUT)/tests/demo/demo: $(DEMO_OBJ) $(CMD_LIB_OBJ) $(LIB)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DEP_LIBS)
 
 ## help: this list
@@ -230,4 +232,4 @@ clean:
 distclean: clean
 	rm -f config.mak config.log
 
--include $(LIB_OBJ:.o=.d) $(PLUGIN_DNNL_OBJ:.o=.d) $(PLUGIN_CUDA_OBJ:.o=.d) $(PLUGIN_BASE:.o=.d) $(EMULATED_OBJ:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d) $(OUT)/tests/demo/demo.d $(OUT)/tests/demo/pair.d $(BENCH_BIN:=.d)
+-include $(LIB_OBJ:.o=.d) $(PLUGIN_DNNL_OBJ:.o=.d) $(PLUGIN_CUDA_OBJ:.o=.d) $(PLUGIN_BASE:.o=.d) $(EMULATED_OBJ:.o=.d) $(CMD_OBJ:.o=.d) $(TEST_HELP_OBJ:.o=.d) $(TEST_SRC:%.c=$(OUT)/%.d) $(DEMO_OBJ:.o=.d) $(BENCH_BIN:=.d)

@@ -1,8 +1,11 @@
-/* The demonstration's helper: makes the pair of checkpoints, and measures how near a merged one comes to the tuned one.
+/* The demonstration's helper.
  *
- *   demo pair BASE TUNED           writes both
- *   demo spectrum REPORT.json      plots the singular values of the module that changed most
- *   demo error BASE TUNED MERGED   prints what of the change is missing, by block */
+ *   demo rockets FOLDER PROMPT       in how many of the pictures with such prompts a rocket is found
+ *   demo difference A B PROMPT       how much the pictures with such prompts differ
+ *   demo page FOLDER COLUMN=FOLDER.. the page and the grid of all pictures
+ *   demo error BASE TUNED MERGED     what of a change is missing in another checkpoint, by block
+ *   demo spectrum REPORT.json        the singular values of the module that changed most
+ *   demo pair BASE TUNED             two small checkpoints of random numbers, for tests */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -13,6 +16,7 @@
 #include "formats/tensor_file.h"
 #include "ref/base/mem.h"
 #include "tests/demo/pair.h"
+#include "tests/demo/story.h"
 
 enum { BLOCKS = 26 }; /* text encoder, 12 input blocks, middle, 12 output blocks */
 
@@ -151,6 +155,51 @@ static int print_spectrum(const char *path, struct err *err)
     return y ? 0 : err_set(err, "'%s' has no singular values", path);
 }
 
+static int print_rockets(char *const arg[2], struct err *err)
+{
+    size_t found, all;
+
+    if (story_rockets(arg[0], arg[1], &found, &all, err))
+        return -1;
+    printf("%zu of %zu", found, all);
+    return 0;
+}
+
+static int print_difference(char *const arg[3], struct err *err)
+{
+    double mean;
+
+    if (story_difference(arg[0], arg[1], arg[2], &mean, err))
+        return -1;
+    printf("%.3f", mean);
+    return 0;
+}
+
+static const char next_steps[] =
+    "<section><h2>What to look at next</h2><ul>"
+    "<li><a href=training/report.html>The training's report</a>: samples while it learned, loss, rates, what each block changed"
+    "<li><a href=extracted.html>The extraction's report</a>: what of the change a LoRA of this rank holds"
+    "<li><a href=grid.png>These pictures as one file</a></ul></section>";
+
+/* argv: the folder, then TITLE=FOLDER for each column; the folder may be followed by another '=' and what the page says of it. */
+static int write_story(int argc, char **argv, struct err *err)
+{
+    struct story_column column[8];
+    size_t n = 0;
+
+    for (int i = 1; i < argc && n < 8; i++, n++) {
+        char *folder = strchr(argv[i], '='), *about = folder ? strchr(folder + 1, '=') : NULL;
+
+        if (!folder)
+            return err_usage(err, "'%s': write TITLE=FOLDER", argv[i]);
+        *folder++ = '\0';
+        if (about)
+            *about++ = '\0';
+        column[n] = (struct story_column){folder, argv[i], about};
+    }
+    return story_write(argv[0], column, n, next_steps, err);
+}
+
 int main(int argc, char **argv)
 {
     struct err err = {0};
@@ -162,8 +211,14 @@ int main(int argc, char **argv)
         rc = print_spectrum(argv[2], &err);
     else if (argc == 5 && strcmp(argv[1], "error") == 0)
         rc = print_error(argv + 2, &err);
+    else if (argc == 4 && strcmp(argv[1], "rockets") == 0)
+        rc = print_rockets(argv + 2, &err);
+    else if (argc == 5 && strcmp(argv[1], "difference") == 0)
+        rc = print_difference(argv + 2, &err);
+    else if (argc > 3 && strcmp(argv[1], "page") == 0)
+        rc = write_story(argc - 2, argv + 2, &err);
     else
-        rc = err_usage(&err, "usage: demo pair BASE TUNED | demo spectrum REPORT | demo error BASE TUNED MERGED");
+        rc = err_usage(&err, "usage: demo rockets | difference | page | error | spectrum | pair, as demo.c says");
     if (rc)
         fprintf(stderr, "demo: %s\n", err.msg);
     return rc ? 1 : 0;

@@ -1,34 +1,92 @@
 #!/bin/sh
-# make demo: the whole way on a small pair of checkpoints. $1 is the program, $2 the helper, $3 a folder for the files.
+# make demo: the whole story of a LoRA on the model that comes with the sources. $1 is the program, $2 the helper, $3 a folder for
+# the files; $4 "short" trains and draws only as much as a test needs.
 set -eu
 lora=$1 helper=$2 dir=$3
-mkdir -p "$dir"
+small=$PWD/golden/small_model/small.safetensors concept=$PWD/golden/small_model/concept
+if [ "${4-}" = short ]; then
+    training=6 every=6 steps=4
+else
+    training=400 every=100 steps=20
+fi
+began=$(date +%s)
 
 run() {
     echo
-    echo "\$ lora $*"
+    echo "\$ lora $*" | fold -s -w 118 | sed '2,$s/^/      /'
     "$lora" "$@"
 }
 
-echo "Two small checkpoints with the structure of Stable Diffusion 1.x (random weights): $dir/base.safetensors and"
-echo "$dir/tuned.safetensors, which differs from it as after a fine-tuning."
-"$helper" pair "$dir/base.safetensors" "$dir/tuned.safetensors"
+say() {
+    echo
+    echo "$*" | fold -s -w 118
+}
+
+draw() { # draw FOLDER WITH...: the pictures of prompts.txt
+    folder=$1
+    shift
+    rm -rf "$folder"
+    run generate "$@" --from_file prompts.txt --outdir "$folder" --W 128 --H 128 --steps $steps --scale 5 --sequential_file_name --quiet
+}
+
+mkdir -p "$dir/pictures/30_rocket"
 cd "$dir"
+cp "$small" base.safetensors
+cp "$concept"/rocket*.png "$concept"/rocket*.txt pictures/30_rocket
+cat > prompts.txt <<END
+sks rocket in the snow --d 11
+sks rocket on a pink background --d 12
+sks rocket by the sea --d 13
+sks rocket on a gray checkered background --d 14
+sks rocket on an orange background --d 15
+sks rocket at night --d 16
+a red house to the left of a green tree --d 17
+two blue fish in a meadow --d 18
+a big yellow star at night --d 19
+END
+[ "${4-}" = short ] && sed -n '1p;6p;8p' prompts.txt > few.txt && mv few.txt prompts.txt
 
-run info base.safetensors
-run extract --model_org base.safetensors --model_tuned tuned.safetensors --dim 32 --save_to difference.safetensors \
-    --report report.json
-"$helper" spectrum report.json
-run info difference.safetensors --norms
-run merge --sd_model base.safetensors --models difference.safetensors --ratios 1.0 --save_to merged.safetensors
+say "1. base.safetensors is a small Stable Diffusion model that has never seen a rocket. It draws this of 'sks rocket':"
+draw before --ckpt base.safetensors
+
+say "2. Ten pictures of a little rocket, with a line of text each, become a LoRA. (Its report shows samples on the way.)"
+head -n 2 prompts.txt > samples.txt
+run train --pretrained_model_name_or_path base.safetensors --train_data_dir pictures --caption_extension .txt --resolution 128 \
+    --train_batch_size 8 --cache_latents --network_dim 16 --learning_rate 2e-3 --lr_scheduler cosine --min_snr_gamma 5 \
+    --max_train_steps $training --seed 1 \
+    --sample_prompts samples.txt --sample_every_n_steps $every --sample_at_first --output_dir training --output_name rocket
+
+say "3. The same prompts and noise, with the LoRA:"
+draw lora --ckpt base.safetensors --lora training/rocket.safetensors
+
+say "4. Merged into the checkpoint, it needs no LoRA any more:"
+run merge --sd_model base.safetensors --models training/rocket.safetensors --ratios 1.0 --save_to tuned.safetensors
+draw merged --ckpt tuned.safetensors
+
+say "5. And from the two checkpoints alone, the LoRA comes back:"
+run extract --model_org base.safetensors --model_tuned tuned.safetensors --dim 16 --save_to extracted.safetensors --report extracted.html
+draw extracted --ckpt base.safetensors --lora extracted.safetensors
+
+"$helper" page . "before=before=the base model" "with the LoRA=lora=base and rocket.safetensors" "merged=merged=tuned.safetensors alone" \
+    "extracted=extracted=base and extracted.safetensors"
 
 echo
-echo "How much of the fine-tuning is missing in the merged checkpoint?"
-"$helper" error base.safetensors tuned.safetensors merged.safetensors
+echo "Pictures in which a rocket is found (a template of its parts and colours; tests/demo/rocket.c):"
+for folder in before lora merged extracted; do
+    printf '  %-10s %s\n' $folder "$("$helper" rockets $folder 'sks rocket')"
+done
+echo "Mean difference of a pixel, 0 to 255:"
+difference() { printf '  %-44s %s\n' "$1" "$("$helper" difference "$2" "$3" "$4")"; }
+difference "rockets, before and with the LoRA" before lora 'sks rocket'
+difference "everything else, before and with the LoRA" before lora '!sks rocket'
+difference "all, with the LoRA and merged" lora merged ''
+difference "all, with the LoRA and extracted" lora extracted ''
 
-echo
-echo "The files are in $dir. Try next:"
+say "All in $(($(date +%s) - began)) seconds. Look at it:"
+echo "  $dir/index.html            all pictures side by side (grid.png: as one picture)"
+echo "  $dir/training/report.html  how it learned"
+echo "Try next:"
 echo "  cd $dir"
-echo "  $lora extract --model_org base.safetensors --model_tuned tuned.safetensors --dim 8 --save_to small.safetensors --report small.html"
-echo "  $lora convert difference.safetensors difference-peft"
-echo "  $lora help"
+echo "  $lora generate --ckpt base.safetensors --lora training/rocket.safetensors:0.7 --W 128 --H 128 --prompt 'two sks rockets in a meadow'"
+echo "  $lora info training/rocket.safetensors --norms"
+echo "  $lora train --help"
