@@ -7,7 +7,7 @@ small=$PWD/golden/small_model/small.safetensors concept=$PWD/golden/small_model/
 if [ "${4-}" = short ]; then
     training=6 every=6 steps=4
 else
-    training=400 every=100 steps=20
+    training=500 every=125 steps=20
 fi
 began=$(date +%s)
 
@@ -52,8 +52,8 @@ draw before --ckpt base.safetensors
 say "2. Ten pictures of a little rocket, with a line of text each, become a LoRA. (Its report shows samples on the way.)"
 head -n 2 prompts.txt > samples.txt
 run train --pretrained_model_name_or_path base.safetensors --train_data_dir pictures --caption_extension .txt --resolution 128 \
-    --train_batch_size 8 --cache_latents --network_dim 16 --learning_rate 2e-3 --lr_scheduler cosine --min_snr_gamma 5 \
-    --max_train_steps $training --seed 1 \
+    --train_batch_size 8 --cache_latents --network_dim 16 --unet_lr 1e-3 --text_encoder_lr 2e-4 --lr_scheduler cosine \
+    --min_snr_gamma 5 --max_train_steps $training --seed 1 \
     --sample_prompts samples.txt --sample_every_n_steps $every --sample_at_first --output_dir training --output_name rocket
 
 say "3. The same prompts and noise, with the LoRA:"
