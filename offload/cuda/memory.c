@@ -35,7 +35,7 @@ static int out_of_memory(size_t bytes, const char *what, struct err *err)
     cudaGetLastError(); /* the failed allocation must not be found again by the next check */
     cudaMemGetInfo(&free_now, &total);
     return err_set(err, "out of GPU memory: %s need %.2f GB, %.2f of %.2f GB are free; use a smaller batch or picture, "
-                        "--gradient_checkpointing, --base_dtype nf4, or --device cpu",
+                        "--gradient_checkpointing, --device cuda:nf4, or --device cpu",
                    what, (double)bytes * 1e-9, (double)free_now * 1e-9, (double)total * 1e-9);
 }
 

@@ -1,5 +1,5 @@
 /* Frozen weights on the GPU: one copy of each, however many graphs use it, in T. Vectors and small f32 matrices (LoRA factors)
- * are there twice: in f32, and behind that in T. With --base_dtype int8 or nf4 the large weights of products are in blocks of 64
+ * are there twice: in f32, and behind that in T. With cuda:int8 or cuda:nf4 the large weights of products are in blocks of 64
  * elements with a factor each (kernels.h), unpacked before each product into the call's scratch. */
 #ifndef OFFLOAD_CUDA_WEIGHT_H
 #define OFFLOAD_CUDA_WEIGHT_H
