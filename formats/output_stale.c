@@ -6,15 +6,28 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* The folder read last without a find; a wrong guess costs a read or leaves a file for the next run. */
-static _Atomic dev_t clean_dev;
-static _Atomic ino_t clean_ino;
+/* The folder read last without a find, by identity(); a wrong guess costs a read or leaves a file for the next run. */
+static _Atomic uint64_t clean;
+
+/* A number for a folder: a removed one gives its inode to the next, but not the time it was made. 0: not known. */
+static uint64_t identity(int folder)
+{
+    struct statx st;
+    uint64_t id;
+
+    if (statx(folder, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &st) || !(st.stx_mask & STATX_BTIME))
+        return 0;
+    id = (uint64_t)st.stx_btime.tv_sec * 1000000000u + st.stx_btime.tv_nsec;
+    id = (id ^ st.stx_ino) * 0x9e3779b97f4a7c15u;
+    return id ^ ((uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor);
+}
 
 /* The process that "NAME.tmp.123" or "NAME.tmp.123.4" names, 0 for another kind of name; *length: of NAME. */
 static long writer_of(const char *file, size_t *length)
@@ -50,12 +63,13 @@ void output_stale_remove(const char *folder, const char *name)
 {
     DIR *d = opendir(folder);
     struct dirent *e;
-    struct stat st;
+    uint64_t id;
     bool any = false;
 
     if (!d)
         return;
-    if (fstat(dirfd(d), &st) || (st.st_dev == clean_dev && st.st_ino == clean_ino)) {
+    id = identity(dirfd(d));
+    if (id && id == clean) {
         closedir(d);
         return;
     }
@@ -68,8 +82,6 @@ void output_stale_remove(const char *folder, const char *name)
             remove_one(dirfd(d), e->d_name);
     }
     closedir(d);
-    if (!any) {
-        clean_dev = st.st_dev;
-        clean_ino = st.st_ino;
-    }
+    if (!any)
+        clean = id;
 }

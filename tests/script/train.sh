@@ -15,7 +15,7 @@ fail() {
     [ ! -s log ] || cat log
     exit 1
 }
-# A small training with a bit of everything that is random: train OUT OPTION... (how=exec: in place of a background shell)
+# A small training with a bit of everything that is random: train OUT OPTION... (how='exec ..': in place of a background shell)
 how=
 train() {
     out=$1
@@ -63,15 +63,21 @@ done
 cmp whole/rocket.safetensors killed/rocket.safetensors || fail "a training that was killed gives another file"
 [ ! -e killed/rocket-auto.state ] || fail "the state for accidents is still there"
 
-# Ctrl-C and SIGTERM: LoRA and state are saved, status 1, and it goes on from there.
+# Ctrl-C and SIGTERM: LoRA and state are saved, status 1, and it goes on from there. A training that is done before the signal
+# comes is tried again.
 for signal in INT TERM; do
-    rm -rf stopped
-    how=exec train stopped --save_every_n_steps 1 &
-    job=$!
-    while [ ! -e stopped/rocket-step00000002.safetensors ]; do kill -0 $job 2> /dev/null || fail "no step"; sleep 0.05; done
-    status=0
-    kill -$signal $job
-    wait $job || status=$?
+    tries=0 status=0
+    while [ $status = 0 ]; do
+        tries=$((tries + 1))
+        [ $tries -lt 30 ] || fail "30 trainings ended before SIG$signal came"
+        rm -rf stopped
+        # a background job of this shell would ignore SIGINT
+        how='exec env --default-signal=INT' train stopped --save_every_n_steps 1 &
+        job=$!
+        while [ ! -e stopped/rocket-step00000002.safetensors ]; do kill -0 $job 2> /dev/null || break; sleep 0.01; done
+        kill -$signal $job 2> /dev/null || :
+        wait $job || status=$?
+    done
     [ $status = 1 ] || fail "SIG$signal: status $status, expected 1"
     grep -q "stopped by SIG$signal after step .* go on with --resume 'stopped/rocket-stopped.state'" log || fail "SIG$signal: message"
     "$LORA" info --quiet stopped/rocket-stopped.safetensors > /dev/null || fail "SIG$signal: no LoRA"
