@@ -317,7 +317,6 @@ static int write_tensors(const char *path, const struct tensor_file *from, struc
     return tensor_writer_commit(w, err);
 }
 
-/* Calls are made to fail one after the other, with every error a disk can give, until the run passes. */
 /* What killed runs left is removed by the next run with that name: the process is gone and the file's lock free. A file of a process
  * that lives, of one that holds the lock (on another machine), of another name, or of no number stays. */
 static void test_stale(void **state)
@@ -360,6 +359,7 @@ static void test_stale(void **state)
     scratch_remove(own);
 }
 
+/* Calls are made to fail one after the other, with every error a disk can give, until the run passes. */
 static void test_every_call_fails(void **state)
 {
     static const int codes[] = {ENOSPC, EIO, EDQUOT, EINTR, EXDEV, EOPNOTSUPP, EACCES};
@@ -478,6 +478,7 @@ static void write_and_end(const char *path, int sig, int ignored)
     struct output *o;
     struct err err = {0};
 
+    signal(sig, SIG_DFL); /* whoever runs the test may ignore it */
     if (ignored)
         signal(ignored, SIG_IGN);
     output_catch_signals();
