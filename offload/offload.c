@@ -94,7 +94,8 @@ static int open_library(struct offload *o, const char *name, const char *folder,
     if (!locate(name, folder, path))
         return err_set(err, "there is no device '%s': no lora-%s.so in '%s'; build or install that plug-in, or use --device cpu",
                        name, name, folder ? folder : "plugins' beside the program or '../lib/lora");
-    o->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    /* It stays loaded: what a vendor's library has begun or allocated outlives dlclose(). */
+    o->library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (o->library)
         return 0;
     return err_set(err, "cannot open device '%s': %s; install what it needs, or use --device cpu", name, dlerror());
