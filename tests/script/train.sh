@@ -94,7 +94,7 @@ cp -r data gone
 "$LORA" train --pretrained_model_name_or_path "$small/small.safetensors" --train_data_dir gone/db/char1 --resolution 64 --network_dim 2 \
     --max_train_steps 5000 --output_name rocket --output_dir half --threads 1 --save_every_n_steps 1 --save_last_n_steps 1 > log 2>&1 &
 job=$!
-while [ ! -e half/rocket-step00000002.safetensors ] && [ ! -e half/rocket-step00000003.safetensors ]; do
+until ls half/rocket-step*.safetensors > /dev/null 2>&1; do # each is soon replaced by the next
     kill -0 $job 2> /dev/null || fail "no step"
     sleep 0.05
 done
