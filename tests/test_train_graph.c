@@ -176,7 +176,7 @@ static void open_subject(struct subject *s, const char *name, bool checkpoint)
     s->wd = x->dim[2];
     s->per = x->dim[1] * x->dim[2] * x->dim[3];
     shape = (struct train_shape){s->n, s->h, s->wd, (size_t)number(s, "chunks")};
-    MUST(train_graph_build(&s->t, &s->setup, &shape, true, &err));
+    MUST(train_graph_build(&s->t, &s->setup, &shape, TRAIN_STEP, &err));
     MUST(run_new(&s->t.run, s->t.g, &s->ops, &err));
     MUST(weights_load(s->w, &err));
     s->scratch = calloc(s->net->size, sizeof *s->scratch);

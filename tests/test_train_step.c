@@ -71,7 +71,7 @@ int posix_memalign(void **p, size_t align, size_t n)
 
 /* ---- A trainer on the small model and four of its pictures ---- */
 
-static const char *folder;
+static const char *folder, *reg;
 
 struct subject {
     struct train_options o;
@@ -240,6 +240,113 @@ static void test_state(void **state)
     end(&b);
 }
 
+/* ---- Losses of single steps, to compare ---- */
+
+/* Of the first n steps with the options given as name, value pairs, NULL at the end; what = a step's losses. */
+static void losses(double *what, size_t n, const char *const *option)
+{
+    struct subject s;
+    struct err err = {0};
+
+    begin(&s);
+    for (; *option; option += 2)
+        set(&s, option[0], option[1]);
+    open_trainer(&s);
+    for (size_t i = 0; i < n; i++) {
+        MUST(step(&s, &err));
+        what[i] = s.t.step_loss;
+    }
+    end(&s);
+}
+
+/* Two ways to the same number through some 100 layers, each of which rounds its result to 2^-24. */
+static bool same(double a, double b)
+{
+    return fabs(a - b) <= 100 * 0x1p-24 * fabs(b);
+}
+
+/* A LoRA in the base model acts as the same one in training does, whether folded into weights or a branch, and whether the text
+ * encoder is in the graph or not. */
+static void test_base_weights(void **state)
+{
+    struct subject s;
+    struct err err = {0};
+    double plain, want, got;
+    char path[600];
+
+    (void)state;
+    begin(&s);
+    set(&s, "learning_rate", "1e-2");
+    open_trainer(&s);
+    for (int i = 0; i < 4; i++)
+        MUST(step(&s, &err));
+    MUST(train_save_lora(&s.t, "base", &err));
+    end(&s);
+    snprintf(path, sizeof path, "%s/base.safetensors", folder);
+    losses(&plain, 1, (const char *[]){NULL});
+    losses(&want, 1, (const char *[]){"network_weights", path, NULL});
+    assert_true(fabs(want - plain) > 1e-3 * plain); /* the LoRA matters */
+    losses(&got, 1, (const char *[]){"base_weights", path, NULL});
+    assert_true(same(got, want));
+    losses(&got, 1, (const char *[]){"base_weights", path, "network_train_unet_only", NULL, NULL});
+    assert_true(same(got, want));
+    losses(&got, 1, (const char *[]){"base_weights", path, "base_weights_multiplier", "0", NULL});
+    assert_true(same(got, plain));
+}
+
+/* The gradients that come through a folded LoRA, and through half of it folded and half a branch. */
+static void test_base_gradients(void **state)
+{
+    struct subject s;
+    struct err err = {0};
+    char path[600];
+    const char *twice[] = {path, path}, *half[] = {"0.5", "0.5"};
+    double norm[2];
+
+    (void)state;
+    snprintf(path, sizeof path, "%s/base.safetensors", folder);
+    for (int i = 0; i < 2; i++) {
+        begin(&s);
+        MUST(option_set(&s.values, option_find(&s.values, "base_weights"), twice, (size_t)i + 1, OPTION_FROM_LINE, &err));
+        if (i)
+            MUST(option_set(&s.values, option_find(&s.values, "base_weights_multiplier"), half, 2, OPTION_FROM_LINE, &err));
+        open_trainer(&s);
+        MUST(step(&s, &err));
+        norm[i] = s.t.step_norm;
+        end(&s);
+    }
+    assert_true(same(norm[0], norm[1]));
+}
+
+/* Regularisation against the model: no loss and no pull while the LoRA is 0, then both; the other samples as ever. */
+static void test_prior(void **state)
+{
+    enum { N = 8 };
+    double picture[N], model[N], learning[N];
+    size_t zeros = 0;
+
+    (void)state;
+    losses(picture, N, (const char *[]){"reg_data_dir", reg, "train_batch_size", "1", "learning_rate", "0", NULL});
+    losses(model, N, (const char *[]){"reg_data_dir", reg, "train_batch_size", "1", "learning_rate", "0", "prior_loss_target",
+                                      "model", NULL});
+    losses(learning, N, (const char *[]){"reg_data_dir", reg, "train_batch_size", "1", "learning_rate", "1e-2",
+                                         "prior_loss_target", "model", NULL});
+    for (size_t i = 0; i < N; i++) {
+        bool held = model[i] < 1e-9; /* errors of 100 roundings of 2^-24, squared, of values around 1: below 4e-11 */
+
+        zeros += held;
+        assert_true(held ? picture[i] > 1e-4 : model[i] == picture[i]);
+        assert_true(i == 0 || !held || learning[i] > 1e-7);
+    }
+    assert_true(zeros > 0 && zeros < N);
+    losses(picture, N, (const char *[]){"reg_data_dir", reg, "train_batch_size", "3", "learning_rate", "0", "prior_loss_weight", "0",
+                                        NULL});
+    losses(model, N, (const char *[]){"reg_data_dir", reg, "train_batch_size", "3", "learning_rate", "0", "prior_loss_target",
+                                      "model", NULL});
+    for (size_t i = 0; i < N; i++)
+        assert_true(fabs(picture[i] - model[i]) < 1e-9);
+}
+
 /* Weights of the loss: figures of the papers' formulas, by hand. */
 static void test_loss_weights(void **state)
 {
@@ -320,6 +427,9 @@ static void make_data(void)
     snprintf(path, sizeof path, "%s/1_sks rocket", folder);
     assert_non_null(realpath("golden/small_model/concept", from));
     assert_int_equal(symlink(from, path), 0);
+    reg = scratch_new();
+    snprintf(path, sizeof path, "%s/1_rocket", reg);
+    assert_int_equal(symlink(from, path), 0);
 }
 
 int main(void)
@@ -327,6 +437,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_network_args), cmocka_unit_test(test_masks), cmocka_unit_test(test_loss_weights),
         cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_state),
+        cmocka_unit_test(test_base_weights), cmocka_unit_test(test_base_gradients), cmocka_unit_test(test_prior),
     };
     int failed;
 
@@ -334,5 +445,6 @@ int main(void)
     make_data();
     failed = cmocka_run_group_tests(tests, NULL, NULL);
     scratch_remove(folder);
+    scratch_remove(reg);
     return failed;
 }

@@ -128,6 +128,7 @@ struct dataset_batch {
     float *latents;          /* [n, height / factor, width / factor, channels] not scaled, or NULL */
     const char **caption;    /* [n] after shuffling and dropping */
     float *weight;           /* [n] of the loss: 1, or prior_loss_weight */
+    bool *reg;               /* [n] regularisation pictures */
     size_t *picture;         /* [n] which picture: see dataset_picture_name() */
     size_t *repeat;          /* [n] the how-manieth time in this epoch, from 0 */
     bool *flipped;           /* [n] */

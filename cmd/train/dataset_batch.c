@@ -96,6 +96,7 @@ void dataset_batch_free(struct dataset_batch *b)
         free(in->number);
         free(b->caption);
         free(b->weight);
+        free(b->reg);
         free(b->picture);
         free(b->repeat);
         free(b->flipped);
@@ -110,16 +111,18 @@ static int grow_samples(struct dataset_batch *b, struct inside *in, size_t n, st
         return 0;
     free(b->caption);
     free(b->weight);
+    free(b->reg);
     free(b->picture);
     free(b->repeat);
     free(b->flipped);
     in->n = 0;
     b->caption = mem_zero(n, sizeof *b->caption, "a batch", err);
     b->weight = mem_zero(n, sizeof *b->weight, "a batch", err);
+    b->reg = mem_zero(n, sizeof *b->reg, "a batch", err);
     b->picture = mem_zero(n, sizeof *b->picture, "a batch", err);
     b->repeat = mem_zero(n, sizeof *b->repeat, "a batch", err);
     b->flipped = mem_zero(n, sizeof *b->flipped, "a batch", err);
-    if (!b->caption || !b->weight || !b->picture || !b->repeat || !b->flipped)
+    if (!b->caption || !b->weight || !b->reg || !b->picture || !b->repeat || !b->flipped)
         return -1;
     in->n = n;
     return 0;
@@ -193,6 +196,7 @@ int dataset_batch(struct dataset *d, size_t epoch, size_t index, struct dataset_
 
         b->picture[i] = slot->picture;
         b->repeat[i] = slot->repeat;
+        b->reg[i] = s->reg;
         b->weight[i] = s->reg ? (float)d->group[s->group].prior_weight : 1.0f;
         b->caption[i] = dataset_make_caption(d, slot->picture, epoch, slot->repeat, step, err);
         if (!b->caption[i])

@@ -8,6 +8,7 @@
 static const char *const precisions[] = {"no", "fp16", "bf16", NULL};
 static const char *const containers[] = {"safetensors", "ckpt", "pt", NULL};
 static const char *const losses[] = {"l2", "huber", "smooth_l1", NULL};
+static const char *const prior_targets[] = {"picture", "model", NULL};
 static const char *const huber_schedules[] = {"snr", "exponential", "constant", NULL};
 
 #define ROW(field) OPTION(struct train_options, field)
@@ -25,6 +26,8 @@ const struct option_row train_option_rows[] = {
     {ROW(network_alpha), .arg = "X", .min = 1e-6, .max = 1e6,
      .help = "the LoRA acts with alpha / rank (default: the rank)"},
     {ROW(network_weights), .arg = "FILE", .help = "start from this LoRA"},
+    {ROW(base_weights), .arg = "FILE", .help = "put these LoRAs into the base model first; the new one is made on top of them"},
+    {ROW(base_weights_multiplier), .arg = "X", .help = "how strongly, a number for each of --base_weights (default: 1)"},
     {ROW(dim_from_weights), .help = "take rank and alpha of each module from --network_weights"},
     {ROW(network_train_unet_only), .help = "leave the text encoder as it is"},
     {ROW(network_train_text_encoder_only), .help = "leave the U-Net as it is"},
@@ -114,6 +117,8 @@ const struct option_row train_option_rows[] = {
     {ROW(huber_schedule), .arg = "KIND", .choices = huber_schedules, .def = "snr", .help = "how the width of those changes with the timestep"},
     {ROW(huber_c), .arg = "X", .def = "0.1", .min = 1e-9, .max = 1000, .help = "its width"},
     {ROW(huber_scale), .arg = "X", .def = "1", .min = 1e-9, .max = 1e6, .flags = OPTION_ADVANCED, .help = "a factor on its width"},
+    {ROW(prior_loss_target), .arg = "KIND", .choices = prior_targets, .def = "picture",
+     .help = "what regularisation pictures are held to: what they show, or (model) what the model without LoRA makes of them"},
     {ROW(debiased_estimation_loss), .help = "weight by 1 / sqrt(snr) (Yu et al. 2023)"},
     {ROW(scale_v_pred_loss_like_noise_pred), .flags = OPTION_ADVANCED, .help = "with --v_parameterization: weigh timesteps as noise prediction does"},
     {ROW(v_pred_like_loss), .arg = "X", .def = "0", .min = 0, .max = 1000, .flags = OPTION_ADVANCED,
@@ -150,6 +155,9 @@ static int check_text(const struct train_options *o, struct err *err)
         return err_usage(err, "--network_module '%s' is not possible; only networks.lora is", o->network_module);
     if (o->dim_from_weights && !o->network_weights)
         return err_usage(err, "--dim_from_weights needs --network_weights FILE");
+    if (o->base_weights_multiplier.count > o->base_weights.count)
+        return err_usage(err, "--base_weights_multiplier has %zu numbers for %zu files of --base_weights; give one for each",
+                         o->base_weights_multiplier.count, o->base_weights.count);
     return 0;
 }
 

@@ -3,18 +3,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cmd/generate/pipe.h"
 #include "cmd/train/train.h"
 #include "formats/prompt_line.h"
 
 enum { STEPS = 30 };
 
-/* The network as the drawing side takes it; nothing is copied. */
+/* The base model's LoRAs and the network as the drawing side takes them; nothing is copied. */
 static int borrow_factors(const struct trainer *t, struct generate_loras *l, struct err *err)
 {
-    l->item = mem_zero(t->net->count, sizeof *l->item, "LoRA modules", err);
+    l->item = mem_zero(t->base.count + t->net->count, sizeof *l->item, "LoRA modules", err);
     if (!l->item)
         return -1;
+    for (size_t i = 0; i < t->base.count; i++)
+        l->item[l->count++] = t->base.item[i];
     for (size_t i = 0; i < t->net->count; i++) {
         const struct network_module *m = &t->net->module[i];
 

@@ -67,11 +67,34 @@ static int open_model(struct trainer *t, struct err *err)
     return 0;
 }
 
+/* Modules of text layers that clip_skip leaves out have no effect, and no layer to go to. */
+static int open_base(struct trainer *t, struct err *err)
+{
+    const struct train_options *o = t->o;
+    size_t kept = 0;
+
+    for (size_t i = 0; i < o->base_weights.count; i++) {
+        double x = i < o->base_weights_multiplier.count ? o->base_weights_multiplier.item[i] : 1;
+
+        if (generate_loras_add(&t->base, t->model, o->base_weights.item[i], x, x, 0, err))
+            return -1;
+    }
+    for (size_t i = 0; i < t->base.count; i++) {
+        const struct layers_lora *m = &t->base.item[i];
+
+        if (m->part != MODEL_TEXT_ENCODER || train_graph_keeps(t->model->text_layers, o->clip_skip, m->path))
+            t->base.item[kept++] = *m;
+    }
+    t->base.count = kept;
+    return 0;
+}
+
 static int open_text(struct trainer *t, struct err *err)
 {
     bool trained = !t->o->network_train_unet_only;
     struct text_options options = {.chunks = t->o->max_token_length / 75, .sd2 = t->model->arch == MODEL_SD2,
-                                   .clip_skip = t->o->clip_skip, .most = (size_t)64 << 20};
+                                   .clip_skip = t->o->clip_skip, .most = (size_t)64 << 20, .loras = t->base.item,
+                                   .lora_count = t->base.count};
 
     t->chunks = options.chunks;
     if (t->o->clip_skip > t->model->text_layers)
@@ -84,7 +107,8 @@ static void fill_setup(struct trainer *t)
     const struct train_options *o = t->o;
 
     t->setup = (struct train_setup){
-        .w = t->w, .ops = &t->device.ops, .net = t->net, .text_trained = !o->network_train_unet_only,
+        .w = t->w, .ops = &t->device.ops, .net = t->net, .base = t->base.item, .base_count = t->base.count,
+        .text_trained = !o->network_train_unet_only,
         .text_layers = t->model->text_layers, .clip_skip = o->clip_skip, .checkpoint = o->gradient_checkpointing,
         .huber = o->loss_type != LOSS_L2,
         .dropout = o->network_dropout > 0                                          ? DROP_EACH
@@ -175,6 +199,8 @@ static int open_data(struct trainer *t, struct err *err)
 
     if (dataset_open(&t->data, &o->data, &setup, err))
         return -1;
+    if (o->prior_loss_target == PRIOR_MODEL && dataset_reg_samples(t->data) == 0)
+        return err_usage(err, "--prior_loss_target model needs regularisation pictures; give --reg_data_dir DIR");
     return dataset_print_findings(t->data, t->run, err);
 }
 
@@ -213,7 +239,8 @@ static int make_buffers(struct trainer *t, size_t n, size_t area, struct err *er
     t->rows = mem_new(n * train_tokens(t->chunks) * sizeof *t->rows, "a batch", err);
     t->sample = mem_zero(n, sizeof *t->sample, "a batch", err);
     t->row = mem_zero(n, sizeof *t->row, "a batch", err);
-    return t->moments && t->context && t->mask && t->scratch && t->ids && t->rows && t->sample && t->row ? 0 : -1;
+    t->pick = mem_zero(n, sizeof *t->pick, "a batch", err);
+    return t->moments && t->context && t->mask && t->scratch && t->ids && t->rows && t->sample && t->row && t->pick ? 0 : -1;
 }
 
 /* The shape of the largest batch of d, by its number of latent pixels. */
@@ -240,13 +267,13 @@ static int forecast(struct trainer *t, const struct train_shape *largest, struct
     struct memory_need need = {0};
     int rc = -1;
 
-    if (train_graph_build(&probe, &t->setup, largest, true, err) || plan_new(&plan, probe.g, &t->device.ops, thread_count(), err))
+    if (train_graph_build(&probe, &t->setup, largest, TRAIN_STEP, err) || plan_new(&plan, probe.g, &t->device.ops, thread_count(), err))
         goto out;
     weights_bytes(t->w, &owned, &mapped);
     if (!dataset_wants_cache(t->data) &&
         latents_forecast(t->vae, true, largest->h * t->factor, largest->w * t->factor, &vae, NULL, err))
         goto out;
-    need.bytes = plan->arena + owned + vae + (t->setup.text_trained ? 0 : text_bytes(t->text));
+    need.bytes = plan->arena + owned + vae + t->base.arena.total + (t->setup.text_trained ? 0 : text_bytes(t->text));
     for (size_t i = 0; i < rows; i++)
         need.bytes += row[i].count * dtype_size(row[i].dtype);
     if (dataset_wants_cache(t->data))
@@ -327,7 +354,7 @@ int train_open(struct trainer *t, const struct command_run *run, struct train_op
     t->o = o;
     t->now.loss_scale = o->mixed_precision == PRECISION_FP16 ? 65536 : 1;
     if (train_check_options(run, o, err) || train_network_args(&t->args, o, err) || train_check_samples(t, err) || choose_seed(t, err) || open_device(t, err) ||
-        open_model(t, err) || open_text(t, err) || name_vae(t, err) || open_data(t, err))
+        open_model(t, err) || open_base(t, err) || open_text(t, err) || name_vae(t, err) || open_data(t, err))
         return -1;
     if (o->data.debug_dataset)
         return 0;
@@ -352,6 +379,7 @@ void train_close(struct trainer *t)
     network_free(t->net);
     dataset_close(t->data);
     text_close(t->text);
+    generate_loras_free(&t->base);
     latents_close(t->vae);
     weights_free(t->w);
     model_weights_close(t->source);
@@ -368,6 +396,7 @@ void train_close(struct trainer *t)
     free(t->scratch);
     free(t->ids);
     free(t->rows);
+    free(t->pick);
     free(t->sample);
     free(t->row);
     for (int kind = 0; kind < 2; kind++) {

@@ -8,10 +8,10 @@
 
 /* ---- Graphs ---- */
 
-static bool same_shape(const struct train_graph *g, const struct train_shape *s, bool gradients)
+static bool same_shape(const struct train_graph *g, const struct train_shape *s, enum train_graph_kind kind)
 {
     return g->shape.n == s->n && g->shape.h == s->h && g->shape.w == s->w && g->shape.chunks == s->chunks &&
-           (g->seed != GRAPH_NONE) == gradients;
+           g->kind == kind;
 }
 
 /* Graphs never run at the same time, so all of them work in the memory of the first, which is that of the largest batch. */
@@ -26,7 +26,8 @@ static int open_run(struct trainer *t, struct train_graph *g, struct err *err)
     return weights_load(t->w, err);
 }
 
-static int add_graph(struct trainer *t, const struct train_shape *shape, bool gradients, struct train_graph **out, struct err *err)
+static int add_graph(struct trainer *t, const struct train_shape *shape, enum train_graph_kind kind, struct train_graph **out,
+                     struct err *err)
 {
     struct train_graph *g;
 
@@ -36,19 +37,20 @@ static int add_graph(struct trainer *t, const struct train_shape *shape, bool gr
     if (!g)
         return -1;
     t->graph[t->graph_count++] = *out = g;
-    return train_graph_build(g, &t->setup, shape, gradients, err) ? -1 : open_run(t, g, err);
+    return train_graph_build(g, &t->setup, shape, kind, err) ? -1 : open_run(t, g, err);
 }
 
-int train_get_graph(struct trainer *t, const struct train_shape *shape, bool gradients, struct train_graph **out, struct err *err)
+int train_get_graph(struct trainer *t, const struct train_shape *shape, enum train_graph_kind kind, struct train_graph **out,
+                    struct err *err)
 {
-    if (t->graph_count == 0 && add_graph(t, &t->largest, true, out, err))
+    if (t->graph_count == 0 && add_graph(t, &t->largest, TRAIN_STEP, out, err))
         return -1;
     for (size_t i = 0; i < t->graph_count; i++)
-        if (same_shape(t->graph[i], shape, gradients)) {
+        if (same_shape(t->graph[i], shape, kind)) {
             *out = t->graph[i];
             return 0;
         }
-    return add_graph(t, shape, gradients, out, err);
+    return add_graph(t, shape, kind, out, err);
 }
 
 void train_drop_graphs(struct trainer *t)
@@ -83,22 +85,23 @@ static int make_latents(struct trainer *t, const struct dataset_batch *b, uint64
     return 0;
 }
 
-static int write_text(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, struct err *err)
+/* Captions of the samples t->pick [n] of a batch. */
+static int write_text(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, size_t n, struct err *err)
 {
     if (g->ids == GRAPH_NONE) {
-        for (size_t i = 0; i < b->n; i++)
-            if (text_embed(t->text, b->caption[i], t->context + i * text_size(t->text), err))
+        for (size_t i = 0; i < n; i++)
+            if (text_embed(t->text, b->caption[t->pick[i]], t->context + i * text_size(t->text), err))
                 return -1;
         return run_write(g->run, g->context, t->context, err);
     }
-    for (size_t i = 0; i < b->n; i++)
-        if (text_ids(t->text, b->caption[i], t->ids + i * t->chunks * TOKEN_CHUNK, err))
+    for (size_t i = 0; i < n; i++)
+        if (text_ids(t->text, b->caption[t->pick[i]], t->ids + i * t->chunks * TOKEN_CHUNK, err))
             return -1;
     if (run_write(g->run, g->ids, t->ids, err))
         return -1;
     if (g->rows == GRAPH_NONE)
         return 0;
-    text_rows(t->chunks, b->n, t->rows);
+    text_rows(t->chunks, n, t->rows);
     return run_write(g->run, g->rows, t->rows, err);
 }
 
@@ -163,6 +166,39 @@ static void draw_samples(struct trainer *t, const struct dataset_batch *b, size_
     }
 }
 
+static void pick_all(struct trainer *t, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        t->pick[i] = i;
+}
+
+/* Prior preservation against the model instead of the picture: the target of a regularisation sample becomes what the model
+ * predicts without the LoRA. At the start its loss is 0 then, and so is its gradient: it pulls at what the LoRA has changed, and
+ * adds no noise of its own. All graphs share one memory, so this comes before anything is written for the step itself. */
+static int set_prior(struct trainer *t, const struct dataset_batch *b, struct err *err)
+{
+    size_t per = b->height / t->factor * (b->width / t->factor) * t->channels, n = 0;
+    struct train_shape shape = {0, b->height / t->factor, b->width / t->factor, t->chunks};
+    struct train_graph *g;
+
+    for (size_t i = 0; i < b->n; i++)
+        if (b->reg[i]) {
+            t->pick[n] = i;
+            t->row[n] = (float)t->sample[i].timestep;
+            memcpy(t->noise + n++ * per, t->noisy + i * per, per * sizeof *t->noise); /* the noise itself is not needed any more */
+        }
+    shape.n = n;
+    if (n == 0)
+        return 0;
+    if (train_get_graph(t, &shape, TRAIN_PRIOR, &g, err) || run_write(g->run, g->timestep, t->row, err) ||
+        run_write(g->run, g->latents, t->noise, err) || write_text(t, g, b, n, err) || run_graph(g->run, NULL, err) ||
+        run_read(g->run, g->out, t->noise, err))
+        return -1;
+    for (size_t i = 0; i < n; i++)
+        memcpy(t->target + t->pick[i] * per, t->noise + i * per, per * sizeof *t->target);
+    return 0;
+}
+
 int train_write_batch(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, size_t micro, double loss_gradient,
                       struct err *err)
 {
@@ -171,7 +207,11 @@ int train_write_batch(struct trainer *t, struct train_graph *g, const struct dat
     if (make_latents(t, b, seed, err))
         return -1;
     draw_samples(t, b, micro, false);
-    return write_samples(t, g, b->n, (float)loss_gradient, err) || write_text(t, g, b, err) || write_masks(t, g, seed, err) ? -1 : 0;
+    if (t->o->prior_loss_target == PRIOR_MODEL && set_prior(t, b, err))
+        return -1;
+    pick_all(t, b->n);
+    return write_samples(t, g, b->n, (float)loss_gradient, err) || write_text(t, g, b, b->n, err) || write_masks(t, g, seed, err) ? -1
+                                                                                                                                  : 0;
 }
 
 int train_write_validation(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, size_t index, struct err *err)
@@ -179,7 +219,8 @@ int train_write_validation(struct trainer *t, struct train_graph *g, const struc
     if (make_latents(t, b, train_seed(t->seed, STREAM_VALIDATION, index, 0, 1), err))
         return -1;
     draw_samples(t, b, 0, true);
-    return write_samples(t, g, b->n, 0, err) || write_text(t, g, b, err) ? -1 : 0;
+    pick_all(t, b->n);
+    return write_samples(t, g, b->n, 0, err) || write_text(t, g, b, b->n, err) ? -1 : 0;
 }
 
 /* ---- The step ---- */
@@ -255,7 +296,7 @@ int train_step(struct trainer *t, struct dataset_prefetch *data, struct err *err
         if (dataset_prefetch_next(data, &b, err))
             return -1;
         shape = (struct train_shape){b->n, b->height / t->factor, b->width / t->factor, t->chunks};
-        if (train_get_graph(t, &shape, true, &g, err) || run_batch(t, g, b, micro, &loss, err))
+        if (train_get_graph(t, &shape, TRAIN_STEP, &g, err) || run_batch(t, g, b, micro, &loss, err))
             return -1;
         t->now.batch++;
         if (++micro == t->o->gradient_accumulation_steps || t->now.batch == t->batches)

@@ -44,7 +44,7 @@ static size_t ids_count(const struct text *t)
 
 static int prepare_encoder(struct text *t, struct weights *w, struct err *err)
 {
-    struct layers l = {.w = w, .part = MODEL_TEXT_ENCODER};
+    struct layers l = {.w = w, .part = MODEL_TEXT_ENCODER, .loras = t->o.loras, .lora_count = t->o.lora_count};
     struct clip_options options = {.clip_skip = t->o.clip_skip};
     struct plan *plan;
     size_t width;

@@ -17,6 +17,8 @@ struct text_options {
     bool sd2;         /* padding is "!" */
     size_t clip_skip;
     size_t most;      /* bytes that kept embeddings may take */
+    const struct layers_lora *loras; /* [lora_count] of the text encoder, borrowed */
+    size_t lora_count;
 };
 
 struct text;

@@ -22,6 +22,7 @@
 #include <signal.h>
 
 #include "cmd/command.h"
+#include "cmd/generate/pipe.h"
 #include "cmd/latents.h"
 #include "cmd/lora_meta.h"
 #include "cmd/model_weights.h"
@@ -41,6 +42,7 @@
 
 enum train_precision { PRECISION_NO, PRECISION_FP16, PRECISION_BF16 };
 enum train_container { SAVE_SAFETENSORS, SAVE_CKPT, SAVE_PT };
+enum train_prior { PRIOR_PICTURE, PRIOR_MODEL };
 enum train_huber { HUBER_SNR, HUBER_EXPONENTIAL, HUBER_CONSTANT };
 
 struct train_options {
@@ -53,7 +55,8 @@ struct train_options {
     const char *network_module, *network_weights, *training_comment;
     size_t network_dim;
     double network_alpha, network_dropout, scale_weight_norms;
-    struct string_list network_args;
+    struct string_list network_args, base_weights;
+    struct float_list base_weights_multiplier;
     bool network_train_unet_only, network_train_text_encoder_only, dim_from_weights;
     /* steps */
     size_t max_train_steps, max_train_epochs, gradient_accumulation_steps;
@@ -72,7 +75,7 @@ struct train_options {
     size_t multires_noise_iterations, min_timestep, max_timestep;
     bool noise_offset_random_strength, ip_noise_gamma_random_strength;
     bool debiased_estimation_loss, scale_v_pred_loss_like_noise_pred, zero_terminal_snr;
-    int loss_type, huber_schedule;
+    int loss_type, huber_schedule, prior_loss_target;
     /* output */
     const char *output_dir, *output_name, *resume, *logging_dir, *log_prefix;
     struct option_dtype save_precision;
@@ -142,6 +145,7 @@ struct trainer {
     struct model *model;
     struct model_weights *source;
     struct weights *w;
+    struct generate_loras base; /* of --base_weights: part of the model that is trained on */
     struct latents *vae;
     char vae_name[512], vae_hash[16];
     struct text *text;
@@ -167,6 +171,7 @@ struct trainer {
     /* memory of a step */
     float *x0, *noise, *noisy, *target, *context, *scratch, *mask, *moments, *row;
     int32_t *ids, *rows;
+    size_t *pick; /* which samples of a batch go through a graph */
     struct train_sample *sample; /* [largest batch] */
     struct train_shape largest; /* batch, by its latent pixels */
     /* outputs */
@@ -185,8 +190,9 @@ struct trainer {
 int train_open(struct trainer *t, const struct command_run *run, struct train_options *o, struct err *err);
 void train_close(struct trainer *t);
 
-/* The graph for a shape, made when it is new. gradients: false for validation. */
-int train_get_graph(struct trainer *t, const struct train_shape *shape, bool gradients, struct train_graph **out, struct err *err);
+/* The graph for a shape, made when it is new. */
+int train_get_graph(struct trainer *t, const struct train_shape *shape, enum train_graph_kind kind, struct train_graph **out,
+                    struct err *err);
 
 /* Frees the memory of all graphs (activations, not weights or factors); they come again when needed. */
 void train_drop_graphs(struct trainer *t);

@@ -8,14 +8,17 @@
 #include "ref/model/clip.h"
 #include "ref/model/unet.h"
 
+bool train_graph_keeps(size_t text_layers, size_t clip_skip, const char *path)
+{
+    const char *layer = strstr(path, "layers.");
+    size_t skip = clip_skip > 1 ? clip_skip - 1 : 0;
+
+    return layer && strtoul(layer + 7, NULL, 10) + skip < text_layers;
+}
+
 bool train_graph_has(const struct train_setup *s, const struct network_module *m)
 {
-    const char *layer = strstr(m->spec.path, "layers.");
-    size_t skip = s->clip_skip > 1 ? s->clip_skip - 1 : 0;
-
-    if (m->spec.part != MODEL_TEXT_ENCODER)
-        return true;
-    return s->text_trained && layer && strtoul(layer + 7, NULL, 10) + skip < s->text_layers;
+    return m->spec.part != MODEL_TEXT_ENCODER || (s->text_trained && train_graph_keeps(s->text_layers, s->clip_skip, m->spec.path));
 }
 
 size_t train_tokens(size_t chunks)
@@ -23,12 +26,12 @@ size_t train_tokens(size_t chunks)
     return chunks * PROMPT_CHUNK + 2;
 }
 
-/* The network's modules in the form the models are built with. */
-static int attach(struct train_graph *t, const struct train_setup *s, bool gradients, struct err *err)
+/* What belongs to the model, and the network's modules, in the form the models are built with. */
+static int attach(struct train_graph *t, const struct train_setup *s, struct err *err)
 {
     size_t n = s->net->count;
 
-    t->loras = mem_zero(n, sizeof *t->loras, "the LoRA", err);
+    t->loras = mem_zero(n + s->base_count, sizeof *t->loras, "the LoRA", err);
     t->ddown = mem_new(n * sizeof(int), "the LoRA", err);
     t->dup = mem_new(n * sizeof(int), "the LoRA", err);
     t->mask = mem_new(n * sizeof(int), "the LoRA", err);
@@ -36,18 +39,20 @@ static int attach(struct train_graph *t, const struct train_setup *s, bool gradi
     t->to = mem_new(2 * n * sizeof(void *), "the LoRA", err);
     if (!t->loras || !t->ddown || !t->dup || !t->mask || !t->values || !t->to)
         return -1;
+    for (size_t i = 0; i < s->base_count; i++)
+        t->loras[t->lora_count++] = s->base[i];
     for (size_t i = 0; i < n; i++) {
         const struct network_module *m = &s->net->module[i];
 
         t->ddown[i] = t->dup[i] = t->mask[i] = GRAPH_NONE;
-        if (!train_graph_has(s, m))
+        if (t->kind == TRAIN_PRIOR || !train_graph_has(s, m))
             continue;
         t->loras[t->lora_count++] = (struct layers_lora){
             .part = m->spec.part, .path = m->spec.path, .down = &m->down, .up = &m->up,
             .scale = (float)(m->spec.alpha / (double)m->spec.rank), .train = true, .mask_value = &t->mask[i],
-            .mask = !gradients || s->dropout == DROP_NONE ? LAYERS_NO_MASK
-                    : s->dropout == DROP_EACH             ? LAYERS_MASK_EACH
-                                                          : LAYERS_MASK_SAMPLE};
+            .mask = t->kind != TRAIN_STEP || s->dropout == DROP_NONE ? LAYERS_NO_MASK
+                    : s->dropout == DROP_EACH                        ? LAYERS_MASK_EACH
+                                                                     : LAYERS_MASK_SAMPLE};
     }
     return 0;
 }
@@ -78,14 +83,28 @@ static int build_text(struct train_graph *t, const struct train_setup *s, struct
     return graph_check(t->g, err);
 }
 
-static int build_forward(struct train_graph *t, const struct train_setup *s, bool gradients, struct err *err)
+static void build_loss(struct train_graph *t, const struct train_setup *s)
+{
+    struct shape per_sample = {1, {t->shape.n}}, out = graph_shape(t->g, t->out);
+
+    t->target = graph_input(t->g, "target", DT_F32, &out);
+    t->weight = graph_input(t->g, "weight", DT_F32, &per_sample);
+    if (s->huber) {
+        t->delta = graph_input(t->g, "delta", DT_F32, &per_sample);
+        t->loss = add(t->g, OP_huber, t->out, t->target, t->delta, t->weight, "loss");
+    } else {
+        t->loss = add(t->g, OP_mse, t->out, t->target, t->weight, GRAPH_NONE, "loss");
+    }
+    graph_keep(t->g, t->loss);
+}
+
+static int build_forward(struct train_graph *t, const struct train_setup *s, struct err *err)
 {
     struct layers l = {.g = t->g, .w = s->w};
-    struct shape per_sample = {1, {t->shape.n}}, out;
     struct unet unet;
     int context = GRAPH_NONE;
 
-    if (attach(t, s, gradients, err))
+    if (attach(t, s, err))
         return -1;
     l.loras = t->loras;
     l.lora_count = t->lora_count;
@@ -98,16 +117,10 @@ static int build_forward(struct train_graph *t, const struct train_setup *s, boo
     t->timestep = unet.timestep;
     t->context = s->text_trained ? GRAPH_NONE : unet.context;
     t->out = unet.out;
-    out = graph_shape(t->g, unet.out);
-    t->target = graph_input(t->g, "target", DT_F32, &out);
-    t->weight = graph_input(t->g, "weight", DT_F32, &per_sample);
-    if (s->huber) {
-        t->delta = graph_input(t->g, "delta", DT_F32, &per_sample);
-        t->loss = add(t->g, OP_huber, t->out, t->target, t->delta, t->weight, "loss");
-    } else {
-        t->loss = add(t->g, OP_mse, t->out, t->target, t->weight, GRAPH_NONE, "loss");
-    }
-    graph_keep(t->g, t->loss);
+    if (t->kind == TRAIN_PRIOR)
+        graph_keep(t->g, t->out);
+    else if (t->g->err.kind == ERR_NONE)
+        build_loss(t, s);
     return graph_check(t->g, err);
 }
 
@@ -140,13 +153,14 @@ static int differentiate(struct train_graph *t, const struct train_setup *s, str
     return rc;
 }
 
-int train_graph_build(struct train_graph *t, const struct train_setup *s, const struct train_shape *shape, bool gradients,
-                      struct err *err)
+int train_graph_build(struct train_graph *t, const struct train_setup *s, const struct train_shape *shape,
+                      enum train_graph_kind kind, struct err *err)
 {
     t->shape = *shape;
-    t->delta = t->ids = t->rows = t->context = t->seed = GRAPH_NONE;
+    t->kind = kind;
+    t->target = t->weight = t->loss = t->delta = t->ids = t->rows = t->context = t->seed = GRAPH_NONE;
     t->g = graph_new(err);
-    if (!t->g || build_forward(t, s, gradients, err) || (gradients && differentiate(t, s, err)))
+    if (!t->g || build_forward(t, s, err) || (kind == TRAIN_STEP && differentiate(t, s, err)))
         return -1;
     return graph_fuse(t->g, FUSE_ALL, err);
 }

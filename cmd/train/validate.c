@@ -18,7 +18,7 @@ int train_validate(struct trainer *t, double *loss, struct err *err)
 
         rc = dataset_batch(t->validation, 0, i, &b, err);
         shape = (struct train_shape){b.n, b.height / t->factor, b.width / t->factor, t->chunks};
-        if (rc || train_get_graph(t, &shape, false, &g, err) || train_write_validation(t, g, &b, i, err) ||
+        if (rc || train_get_graph(t, &shape, TRAIN_LOSS, &g, err) || train_write_validation(t, g, &b, i, err) ||
             run_graph(g->run, NULL, err) || run_read(g->run, g->loss, &one, err))
             rc = -1;
         sum += (double)one * (double)b.n;

@@ -126,10 +126,17 @@ refused 2 "give 75, 150 or 225" --max_token_length 100
 refused 2 "--network_args has no 'conv_dimm'" --network_args conv_dimm=4
 refused 2 "has 3 numbers; give 25" --network_args block_dims=1,2,3
 refused 2 "only networks.lora is" --network_module lycoris.kohya
+refused 2 "has 1 numbers for 0 files of --base_weights" --base_weights_multiplier 0.5
+refused 2 "needs regularisation pictures" --prior_loss_target model
 refused 1 "has rank 2, not 3" --network_weights state/rocket.safetensors --network_dim 3
 refused 1 "lower --learning_rate" --learning_rate 1e30 --lr_scheduler constant --lr_warmup_steps 0 --max_grad_norm 0
 train more --network_weights state/rocket.safetensors || fail "cannot start from a LoRA"
 ! cmp -s more/rocket.safetensors state/rocket.safetensors || fail "starting from a LoRA learned nothing"
+train based --base_weights state/rocket.safetensors --base_weights_multiplier 2 || fail "cannot start from a LoRA in the base model"
+! cmp -s based/rocket.safetensors whole/rocket.safetensors || fail "a LoRA in the base model changes nothing"
+train prior --reg_data_dir data/db/reg1 --prior_loss_target model --threads 1 || fail "cannot preserve the model's own prediction"
+train prior2 --reg_data_dir data/db/reg1 --prior_loss_target model --threads 2 || fail "cannot preserve the model's own prediction"
+cmp prior/rocket.safetensors prior2/rocket.safetensors || fail "two threads give another file with --prior_loss_target model"
 train longer --resume state/rocket.state --max_train_steps 14 --resume_changed || fail "cannot train longer"
 
 # Files of epochs and steps, the last ones kept.
