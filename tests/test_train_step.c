@@ -347,6 +347,54 @@ static void test_prior(void **state)
         assert_true(fabs(picture[i] - model[i]) < 1e-9);
 }
 
+/* --initial_step: steps that are skipped are as if they had been, the rate begins anew; without skipping only epochs are left
+ * out. An epoch has 5 batches here. */
+static void test_initial_step(void **state)
+{
+    struct subject s;
+    struct err err = {0};
+    double whole[8], part[3];
+    char path[600];
+
+    (void)state;
+    losses(whole, 8, (const char *[]){"learning_rate", "0", NULL});
+    losses(part, 3, (const char *[]){"learning_rate", "0", "initial_step", "4", "skip_until_initial_step", NULL, NULL});
+    assert_memory_equal(part, whole + 4, sizeof part);
+    losses(part, 3, (const char *[]){"learning_rate", "0", "initial_epoch", "2", "skip_until_initial_step", NULL, NULL});
+    assert_memory_equal(part, whole + 5, sizeof part);
+    begin(&s);
+    set(&s, "lr_scheduler", "linear");
+    set(&s, "initial_step", "12");
+    open_trainer(&s);
+    assert_true(s.t.now.epoch == 2 && s.t.now.step == 0 && s.t.steps == 30);
+    MUST(step(&s, &err));
+    assert_true(s.t.step_lr[0] == 1e-4);
+    end(&s);
+
+    /* from a state at step 3: on at step 20, the rate's fourth value next; and that goes into its own states */
+    begin(&s);
+    set(&s, "lr_scheduler", "linear");
+    open_trainer(&s);
+    for (int i = 0; i < 3; i++)
+        MUST(step(&s, &err));
+    MUST(train_state_write(&s.t, "initial", &err));
+    end(&s);
+    snprintf(path, sizeof path, "%s/initial.state", folder);
+    for (int i = 0; i < 2; i++) {
+        begin(&s);
+        set(&s, "lr_scheduler", "linear");
+        set(&s, "resume", path);
+        set(&s, "initial_step", "20");
+        set(&s, "skip_until_initial_step", NULL);
+        open_trainer(&s);
+        assert_int_equal(s.t.now.step, 20 + i);
+        MUST(step(&s, &err));
+        assert_true(fabs(s.t.step_lr[0] - 1e-4 * (37 - i) / 40) < 1e-12);
+        MUST(train_state_write(&s.t, "initial", &err));
+        end(&s);
+    }
+}
+
 /* Weights of the loss: figures of the papers' formulas, by hand. */
 static void test_loss_weights(void **state)
 {
@@ -438,6 +486,7 @@ int main(void)
         cmocka_unit_test(test_network_args), cmocka_unit_test(test_masks), cmocka_unit_test(test_loss_weights),
         cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_state),
         cmocka_unit_test(test_base_weights), cmocka_unit_test(test_base_gradients), cmocka_unit_test(test_prior),
+        cmocka_unit_test(test_initial_step),
     };
     int failed;
 

@@ -45,6 +45,12 @@ const struct option_row train_option_rows[] = {
     {ROW(text_encoder_lr), .arg = "X", .min = 0, .max = 1e30, .help = "learning rate of the text encoder"},
     {ROW(max_train_steps), .arg = "N", .def = "1600", .min = 1, .max = 1e9, .help = "optimizer steps"},
     {ROW(max_train_epochs), .arg = "N", .def = "0", .min = 0, .max = 1e9, .help = "passes over the data, in place of steps"},
+    {ROW(initial_epoch), .arg = "N", .min = 1, .max = 1e9, .flags = OPTION_ADVANCED,
+     .help = "begin with this epoch, from 1; the learning rate's schedule still begins at its start, or where --resume left it"},
+    {ROW(initial_step), .arg = "N", .min = 0, .max = 1e9, .flags = OPTION_ADVANCED,
+     .help = "the same by a step, from 0, of the whole training; with --resume, in place of the state's"},
+    {ROW(skip_until_initial_step), .flags = OPTION_ADVANCED,
+     .help = "count the steps before as done and leave their batches out (unset: only the epoch's number changes)"},
     {ROW(gradient_accumulation_steps), .arg = "N", .def = "1", .min = 1, .max = 1e6, .help = "batches in a step"},
     {ROW(seed), .arg = "N", .min = 0, .max = 9007199254740991.0,
      .help = "number from which everything random follows (default: by chance; it is told)"},
@@ -204,6 +210,8 @@ int train_check_options(const struct command_run *run, struct train_options *o, 
         o->sample_every_n_epochs = 1;
     if (o->resume_changed && !o->resume)
         return err_usage(err, "--resume_changed needs --resume PATH");
+    if (o->skip_until_initial_step && !option_given(run->values, &o->initial_step) && !option_given(run->values, &o->initial_epoch))
+        return err_usage(err, "--skip_until_initial_step needs --initial_step N or --initial_epoch N");
     if (o->log_prefix && !o->logging_dir)
         return err_usage(err, "--log_prefix needs --logging_dir DIR");
     if (!option_given(run->values, &o->network_alpha))

@@ -216,6 +216,30 @@ static void plan_steps(struct trainer *t)
     t->epochs = (t->steps + t->steps_per_epoch - 1) / t->steps_per_epoch;
 }
 
+/* --initial_step and --initial_epoch. As sd-scripts counts: with --skip_until_initial_step the training goes on there, without it
+ * the epochs before are left out and the steps counted from 0. The rates of the schedule go on where they would have been. */
+static int begin_later(struct trainer *t, struct err *err)
+{
+    const struct train_options *o = t->o;
+    bool by_step = option_given(t->run->values, &o->initial_step), by_epoch = option_given(t->run->values, &o->initial_epoch);
+    size_t step = by_step ? o->initial_step : (o->initial_epoch - 1) * t->steps_per_epoch, before = t->now.step, left;
+
+    if ((by_step || by_epoch) && !t->resumed_same_start) {
+        if (step >= t->steps)
+            return err_usage(err, "--initial_%s leaves none of %zu steps; raise --max_train_steps", by_step ? "step" : "epoch", t->steps);
+        t->now.epoch = step / t->steps_per_epoch;
+        t->now.step = o->skip_until_initial_step ? step : 0;
+        t->now.batch = o->skip_until_initial_step ? step % t->steps_per_epoch * o->gradient_accumulation_steps : 0;
+        t->now.lr_from += (int64_t)t->now.step - (int64_t)before;
+        t->now.loss_sum = (double)(t->now.loss_count = 0);
+        command_note(t->run, "beginning with epoch %zu, at step %zu", t->now.epoch + 1, t->now.step);
+    }
+    left = t->now.epoch < t->epochs ? (t->epochs - t->now.epoch) * t->steps_per_epoch - t->now.batch / o->gradient_accumulation_steps : 0;
+    if (t->steps > t->now.step + left)
+        t->steps = t->now.step + left;
+    return 0;
+}
+
 /* ---- Memory ---- */
 
 /* For batches of at most n samples and `area` latent pixels in all. */
@@ -365,6 +389,8 @@ int train_open(struct trainer *t, const struct command_run *run, struct train_op
     if (make_optimizer(t, err) || open_schedule(t, err) || train_meta(t, err) || prepare_memory(t, err))
         return -1;
     if (o->resume && train_state_read(t, err))
+        return -1;
+    if (begin_later(t, err))
         return -1;
     return train_seen_open(t, err) || cache_latents(t, err) ? -1 : 0;
 }

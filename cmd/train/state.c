@@ -16,11 +16,11 @@ static json_t *counters_to_json(const struct trainer *t)
 {
     const struct train_counters *c = &t->now;
 
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:f, s:I, s:f, s:I, s:I}", "step", (json_int_t)c->step, "epoch",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:f, s:I, s:f, s:I, s:I, s:I}", "step", (json_int_t)c->step, "epoch",
                      (json_int_t)c->epoch, "batch", (json_int_t)c->batch, "skipped", (json_int_t)c->skipped, "skipped_in_row",
                      (json_int_t)c->skipped_in_row, "loss_scale", c->loss_scale, "good_steps", (json_int_t)c->good_steps,
                      "loss_sum", c->loss_sum, "loss_count", (json_int_t)c->loss_count, "seconds", c->seconds, "seed",
-                     (json_int_t)t->seed, "batches", (json_int_t)t->batches);
+                     (json_int_t)t->seed, "batches", (json_int_t)t->batches, "lr_from", (json_int_t)c->lr_from);
 }
 
 static size_t whole(const json_t *j, const char *key)
@@ -36,7 +36,8 @@ static void counters_from_json(struct train_counters *c, const json_t *j)
         .step = whole(j, "step"), .epoch = whole(j, "epoch"), .batch = whole(j, "batch"), .skipped = whole(j, "skipped"),
         .skipped_in_row = whole(j, "skipped_in_row"), .good_steps = whole(j, "good_steps"), .loss_count = whole(j, "loss_count"),
         .loss_scale = json_number_value(json_object_get(j, "loss_scale")), .loss_sum = json_number_value(json_object_get(j, "loss_sum")),
-        .seconds = json_number_value(json_object_get(j, "seconds"))};
+        .seconds = json_number_value(json_object_get(j, "seconds")),
+        .lr_from = json_integer_value(json_object_get(j, "lr_from"))};
 }
 
 /* ---- Writing ---- */
@@ -194,12 +195,26 @@ static bool is_free(const char *key, bool constant)
 {
     static const char *const list[] = {
         "output_dir", "output_name", "save_", "resume", "logging_dir", "log_prefix", "sample_", "validate_", "max_validation_steps",
-        "no_metadata", "training_comment", "max_skipped_steps", "cache_latents_to_disk", "seed"};
+        "initial_", "skip_until_initial_step", "no_metadata", "training_comment", "max_skipped_steps", "cache_latents_to_disk", "seed"};
 
     for (size_t i = 0; i < sizeof list / sizeof *list; i++)
         if (strncmp(key, list[i], strlen(list[i])) == 0)
             return true;
     return constant && strncmp(key, "max_train_", 10) == 0; /* a longer run at a constant rate is the same run */
+}
+
+/* Whether both runs were told to begin at the same place: then the state's run has done so, and goes on. */
+static bool same_start(json_t *then, json_t *now)
+{
+    static const char *const keys[] = {"initial_epoch", "initial_step", "skip_until_initial_step"};
+
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        json_t *x = json_object_get(then, keys[i]), *y = json_object_get(now, keys[i]);
+
+        if (x != y && (!x || !y || !json_equal(x, y)))
+            return false;
+    }
+    return true;
 }
 
 static int print_value(const json_t *v, char *out, size_t size)
@@ -212,7 +227,7 @@ static int print_value(const json_t *v, char *out, size_t size)
 }
 
 /* -1 with what differs, unless --resume_changed. */
-static int compare_options(const struct trainer *t, json_t *then, const char *path, struct err *err)
+static int compare_options(struct trainer *t, json_t *then, const char *path, struct err *err)
 {
     json_t *now = option_to_json(t->run->values, err), *both = now ? json_copy(now) : NULL, *v;
     bool constant = strncmp(t->o->lr_scheduler, "constant", 8) == 0;
@@ -222,6 +237,7 @@ static int compare_options(const struct trainer *t, json_t *then, const char *pa
 
     if (!both)
         return now ? err_memory(err, 4096, "options") : -1;
+    t->resumed_same_start = same_start(then, now);
     json_object_update_missing(both, then);
     json_object_foreach(both, key, v)
     {

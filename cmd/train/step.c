@@ -256,7 +256,7 @@ static void adapt_scale(struct trainer *t, bool good)
 
 static int update(struct trainer *t, double norm, struct err *err)
 {
-    double factor = lr_factor(&t->lr, t->now.step), mean, largest;
+    double factor = lr_factor(&t->lr, (size_t)((int64_t)t->now.step - t->now.lr_from)), mean, largest;
     size_t scaled;
 
     for (size_t i = 0; i < t->groups; i++)

@@ -59,7 +59,8 @@ struct train_options {
     struct float_list base_weights_multiplier;
     bool network_train_unet_only, network_train_text_encoder_only, dim_from_weights;
     /* steps */
-    size_t max_train_steps, max_train_epochs, gradient_accumulation_steps;
+    size_t max_train_steps, max_train_epochs, gradient_accumulation_steps, initial_epoch, initial_step;
+    bool skip_until_initial_step;
     int64_t seed;
     double learning_rate, unet_lr, text_encoder_lr, max_grad_norm;
     const char *optimizer_type, *lr_scheduler;
@@ -134,6 +135,7 @@ struct train_counters {
     double loss_sum;                /* of this epoch */
     size_t loss_count;
     double seconds;                 /* spent in this training, all runs of it */
+    int64_t lr_from;                /* the step at which the schedule of learning rates began; --initial_step moves it */
 };
 
 struct trainer {
@@ -167,6 +169,7 @@ struct trainer {
     /* the plan */
     size_t batches, steps_per_epoch, epochs, steps;
     struct train_counters now;
+    bool resumed_same_start; /* the state's run had the same --initial_* options, which are done with */
     bool diverged; /* loss or gradients stayed not finite: nothing more is written */
     /* memory of a step */
     float *x0, *noise, *noisy, *target, *context, *scratch, *mask, *moments, *row;

@@ -128,6 +128,8 @@ refused 2 "has 3 numbers; give 25" --network_args block_dims=1,2,3
 refused 2 "only networks.lora is" --network_module lycoris.kohya
 refused 2 "has 1 numbers for 0 files of --base_weights" --base_weights_multiplier 0.5
 refused 2 "needs regularisation pictures" --prior_loss_target model
+refused 2 "needs --initial_step N or --initial_epoch N" --skip_until_initial_step
+refused 2 "--initial_step leaves none of 12 steps" --initial_step 12
 refused 1 "has rank 2, not 3" --network_weights state/rocket.safetensors --network_dim 3
 refused 1 "lower --learning_rate" --learning_rate 1e30 --lr_scheduler constant --lr_warmup_steps 0 --max_grad_norm 0
 train more --network_weights state/rocket.safetensors || fail "cannot start from a LoRA"
