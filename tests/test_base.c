@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "ref/base/mem.h"
+#include "ref/base/slab.h"
 #include "ref/base/tensor.h"
 #include "ref/base/thread.h"
 
@@ -157,12 +158,65 @@ static void test_thread(void **state)
     thread_init(0);
 }
 
+static size_t blocks, block_bytes;
+static bool full;
+
+static void *block_get(size_t bytes, const char *what, struct err *err)
+{
+    if (full) {
+        err_memory(err, bytes, what);
+        return NULL;
+    }
+    blocks++;
+    block_bytes += bytes;
+    return aligned_alloc(256, bytes);
+}
+
+static void block_free(void *block)
+{
+    blocks--;
+    free(block);
+}
+
+static void test_slab(void **state)
+{
+    struct slabs s = {.alloc = block_get, .free = block_free, .align = 256, .block = 4096};
+    struct err e = {0};
+    char *a = slab_get(&s, 1000, "weights", &e), *b = slab_get(&s, 1, "weights", &e), *c = slab_get(&s, 2000, "weights", &e), *d;
+
+    (void)state;
+    assert_int_equal(blocks, 1);
+    assert_ptr_equal(b, a + 1024);
+    assert_ptr_equal(c, a + 1280);
+    d = slab_get(&s, 5000, "weights", &e); /* a block of its own, whose end serves others */
+    assert_int_equal(block_bytes, 4096 + 8192);
+    assert_ptr_equal(slab_get(&s, 3000, "weights", &e), d + 5120);
+    slab_put(&s, b);
+    assert_ptr_equal(slab_get(&s, 256, "weights", &e), b); /* in the gap */
+    slab_put(&s, a);
+    assert_ptr_equal(slab_get(&s, 1024, "weights", &e), a);
+    assert_ptr_equal(slab_get(&s, 768, "weights", &e), a + 3328); /* to the block's very end */
+    full = true;
+    assert_null(slab_get(&s, 1, "the weights", &e));
+    assert_non_null(strstr(e.msg, "the weights"));
+    full = false;
+    slab_put(&s, NULL);
+    slab_put(&s, a + 1); /* no piece begins there */
+    slab_put(&s, d);
+    assert_int_equal(blocks, 2);
+    slab_put(&s, d + 5120);
+    assert_int_equal(blocks, 1); /* the last of its block */
+    slab_close(&s);
+    assert_int_equal(blocks, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_err),
         cmocka_unit_test(test_mem),
         cmocka_unit_test(test_shape),
+        cmocka_unit_test(test_slab),
         cmocka_unit_test(test_thread),
         cmocka_unit_test(test_thread_calls),
     };

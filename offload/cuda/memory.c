@@ -156,6 +156,7 @@ const void *memory_typed(const struct tensor *t)
 
 static int record_begin(struct err *err)
 {
+    weight_settled(); /* a graph is recorded after its first run: its weights are there */
     return state_check(cudaStreamBeginCapture(state.stream, cudaStreamCaptureModeThreadLocal), "record its work", err);
 }
 

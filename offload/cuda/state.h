@@ -24,7 +24,7 @@ struct cuda_state {
 
 extern struct cuda_state state;
 
-enum { STATE_WORKSPACE = 64 << 20 };
+enum { STATE_WORKSPACE = 32 << 20 };
 
 /* 0, or -1 with a message that says what failed, why, and what to do. `what`: "copy to the GPU". */
 int state_check(int cuda_error, const char *what, struct err *err);

@@ -6,8 +6,9 @@
 #include <string.h>
 
 #include "ref/base/mem.h"
+#include "ref/base/slab.h"
 
-enum { CHUNK = 16 << 20, BUFFERS = 2, TWICE = 4 << 20 };
+enum { CHUNK = 16 << 20, BUFFERS = 2, TWICE = 4 << 20, SLAB = 16 << 20 };
 
 struct entry {
     const struct tensor *host;
@@ -23,6 +24,7 @@ static struct {
     char *pinned[BUFFERS], *raw[BUFFERS]; /* on the host, and on the device where the type changes */
     cudaEvent_t taken[BUFFERS];           /* the buffer may be filled again */
     size_t next;
+    struct slabs slabs; /* where the weights lie */
 } self;
 
 static enum kernel_type type_of(enum dtype t)
@@ -88,9 +90,24 @@ const void *weight_typed(const struct tensor *t)
     return (const char *)t->data + state_aligned(state_count(t) * sizeof(float));
 }
 
+static void *block_get(size_t bytes, const char *what, struct err *err)
+{
+    return memory_table().alloc(bytes, what, err);
+}
+
+static void block_free(void *block)
+{
+    cudaFree(block); /* waits for the work */
+}
+
 static int open_buffers(struct err *err)
 {
     cudaError_t code = cudaSuccess;
+
+    self.slabs.alloc = block_get;
+    self.slabs.free = block_free;
+    self.slabs.align = OPS_DEVICE_ALIGN;
+    self.slabs.block = SLAB;
 
     for (int i = 0; i < BUFFERS && code == cudaSuccess && !self.taken[i]; i++) {
         code = cudaMallocHost((void **)&self.pinned[i], CHUNK);
@@ -180,7 +197,7 @@ static int add(const struct tensor *host, enum dtype type, struct err *err)
     if (open_buffers(err) < 0 ||
         mem_grow(&self.entries, &self.cap, self.count, sizeof *self.entries, "the weights", err) < 0)
         return -1;
-    e.data = memory_table().alloc(weight_bytes(host, type), "the weights", err);
+    e.data = slab_get(&self.slabs, weight_bytes(host, type), "the weights", err);
     if (!e.data)
         return -1;
     if (quantised(type))
@@ -190,7 +207,7 @@ static int add(const struct tensor *host, enum dtype type, struct err *err)
     else
         rc = upload(e.data, type, host->data, host->dtype, state_count(host), err);
     if (rc < 0)
-        cudaFree(e.data);
+        slab_put(&self.slabs, e.data);
     else
         self.entries[self.count++] = e;
     return rc;
@@ -215,21 +232,29 @@ void weight_drop(const void *data)
     for (size_t i = self.count; i-- > 0;)
         if (self.entries[i].data == data) {
             if (--self.entries[i].users == 0) {
-                cudaFree(self.entries[i].data);
+                slab_put(&self.slabs, self.entries[i].data);
                 self.entries[i] = self.entries[--self.count];
             }
             return;
         }
 }
 
-void weight_close(void)
+void weight_settled(void)
 {
     for (int i = 0; i < BUFFERS; i++) {
         if (self.taken[i])
             cudaEventDestroy(self.taken[i]);
         cudaFreeHost(self.pinned[i]);
         cudaFree(self.raw[i]);
+        self.taken[i] = NULL;
+        self.pinned[i] = self.raw[i] = NULL;
     }
+}
+
+void weight_close(void)
+{
+    weight_settled();
+    slab_close(&self.slabs);
     free(self.entries);
     memset(&self, 0, sizeof self);
 }

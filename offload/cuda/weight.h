@@ -20,6 +20,9 @@ int weight_unpack(const struct tensor *t, void *room, const void **data, struct 
 /* The T half of a weight that is there twice. */
 const void *weight_typed(const struct tensor *t);
 
+/* Frees the buffers for copying, since no weight is expected soon; the next one makes them again. */
+void weight_settled(void);
+
 /* Frees the table and the buffers for copying; after the last weight_drop(). */
 void weight_close(void);
 
