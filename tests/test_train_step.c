@@ -170,6 +170,7 @@ static void test_no_allocation(void **state)
     count_steps(&s);
     begin(&s);
     set(&s, "network_train_unet_only", NULL);
+    set(&s, "weighted_captions", NULL);
     set(&s, "optimizer_type", "AdamW8bit");
     set(&s, "loss_type", "huber");
     set(&s, "multires_noise_iterations", "3");
@@ -395,6 +396,37 @@ static void test_initial_step(void **state)
     }
 }
 
+/* --weighted_captions: weights by token, the figures of sd-scripts' description; the text encoder in the graph and beside it do the
+ * same; a weight of 1 changes nothing. */
+static void test_weighted_captions(void **state)
+{
+    static const float want[] = {1, 1, 1.573f, 1, 1.1f, 0.55f, 1, 1};
+    struct subject s;
+    struct err err = {0};
+    float weight[77 * 2];
+    double plain[2], one[2], two[2], frozen[2];
+
+    (void)state;
+    begin(&s);
+    set(&s, "weighted_captions", NULL);
+    open_trainer(&s);
+    MUST(text_weights(s.t.text, "a (((house:1.3)) [on] a (hill:0.5)", weight, 2, &err));
+    for (size_t i = 0; i < 8; i++) /* products of three numbers, in double, then rounded */
+        assert_true(fabsf(weight[2 * i] - want[i]) < 1e-6f && weight[2 * i + 1] == weight[2 * i]);
+    assert_int_equal(text_weights(s.t.text, "a (cat:1.2.3)", weight, 2, &err), -1);
+    assert_non_null(strstr(err.msg, "a (cat:1.2.3)"));
+    end(&s);
+    losses(plain, 2, (const char *[]){"caption_prefix", "red", "max_token_length", "150", NULL});
+    losses(one, 2, (const char *[]){"caption_prefix", "(red:1.0)", "max_token_length", "150", "weighted_captions", NULL, NULL});
+    assert_memory_equal(one, plain, sizeof one);
+    losses(two, 2, (const char *[]){"caption_prefix", "(red:2)", "max_token_length", "150", "weighted_captions", NULL, "learning_rate",
+                                    "0", NULL});
+    assert_true(fabs(two[0] - plain[0]) > 1e-5 * plain[0]);
+    losses(frozen, 2, (const char *[]){"caption_prefix", "(red:2)", "max_token_length", "150", "weighted_captions", NULL,
+                                       "learning_rate", "0", "network_train_unet_only", NULL, NULL});
+    assert_true(same(frozen[0], two[0]) && same(frozen[1], two[1]));
+}
+
 /* Weights of the loss: figures of the papers' formulas, by hand. */
 static void test_loss_weights(void **state)
 {
@@ -486,7 +518,7 @@ int main(void)
         cmocka_unit_test(test_network_args), cmocka_unit_test(test_masks), cmocka_unit_test(test_loss_weights),
         cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_state),
         cmocka_unit_test(test_base_weights), cmocka_unit_test(test_base_gradients), cmocka_unit_test(test_prior),
-        cmocka_unit_test(test_initial_step),
+        cmocka_unit_test(test_initial_step), cmocka_unit_test(test_weighted_captions),
     };
     int failed;
 

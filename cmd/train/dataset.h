@@ -50,6 +50,7 @@ struct dataset_setup {
     uint64_t seed;
     size_t factor, channels; /* of the VAE: 8, 4 */
     size_t max_tokens;       /* of a caption without begin and end: 75, 150 or 225 */
+    bool weighted;           /* brackets in captions weigh */
     size_t max_steps;        /* for token_warmup_step below 1; 0 when unknown */
 };
 

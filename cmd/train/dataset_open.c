@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cmd/train/dataset_inside.h"
+#include "formats/prompt.h"
 
 /* ---- Options */
 
@@ -342,26 +343,46 @@ static int look_at_sizes(struct dataset *d, struct err *err)
     return 0;
 }
 
+/* *count: tokens of a caption. Brackets that cannot be understood are told now, not in the first step that needs them. */
+static int count_tokens(const struct dataset *d, struct tokenizer *t, size_t picture, size_t *count, struct err *err)
+{
+    char *text = dataset_plain_caption(d, picture, err);
+    struct token_list ids = {0};
+    struct prompt_tokens weighted = {0};
+    int rc = -1;
+
+    if (text && d->setup.weighted) {
+        rc = prompt_tokenize(&weighted, t, text, strlen(text), SIZE_MAX - 1, err);
+        *count = weighted.count;
+        if (rc)
+            err_prefix(err, "the caption of '%s' cannot be used with --weighted_captions: ", d->picture[picture].key);
+        else
+            prompt_tokens_free(&weighted);
+    } else if (text) {
+        rc = tokenizer_encode(t, text, strlen(text), &ids, err);
+        *count = ids.count;
+    }
+    free(ids.id);
+    free(text);
+    return rc;
+}
+
 static int look_at_tokens(struct dataset *d, struct err *err)
 {
-    struct token_list ids = {0};
     struct tokenizer *t = NULL;
     int rc = tokenizer_open(&t, err);
 
     for (size_t i = 0; i < d->pictures && !rc; i++) {
-        char *text = dataset_plain_caption(d, i, err);
         const char *detail;
+        size_t count;
 
-        ids.count = 0;
-        rc = !text || tokenizer_encode(t, text, strlen(text), &ids, err) ? -1 : 0;
-        free(text);
-        if (rc || ids.count <= d->setup.max_tokens)
+        rc = count_tokens(d, t, i, &count, err);
+        if (rc || count <= d->setup.max_tokens)
             continue;
-        detail = arena_printf(&d->arena, err, "%zu tokens, %zu are read%s", ids.count, d->setup.max_tokens,
+        detail = arena_printf(&d->arena, err, "%zu tokens, %zu are read%s", count, d->setup.max_tokens,
                               d->setup.max_tokens < 225 ? "; see --max_token_length" : "");
         rc = !detail || dataset_find(d, FINDING_CAPTION_LONG, d->picture[i].key, detail, err) ? -1 : 0;
     }
-    free(ids.id);
     tokenizer_close(t);
     return rc;
 }

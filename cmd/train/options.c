@@ -82,6 +82,7 @@ const struct option_row train_option_rows[] = {
      .help = "where to compute: auto (a GPU where there is one), cpu, or a plug-in such as cuda or dnnl:bf16"},
     {ROW(clip_skip), .arg = "N", .def = "1", .min = 1, .max = 24, .help = "text encoder layer to take, counted from the last"},
     {ROW(max_token_length), .arg = "N", .def = "75", .min = 75, .max = 225, .help = "tokens of a caption: 75, 150 or 225"},
+    {ROW(weighted_captions), .help = "(x:1.3), (x) and [x] in captions weigh, as in prompts"},
     {ROW(save_model_as), .arg = "KIND", .choices = containers, .def = "safetensors", .help = "kind of the LoRA file"},
     {ROW(save_precision), .arg = "TYPE", .help = "type of the saved numbers: float, fp16, bf16 (default: as trained)"},
     {ROW(save_every_n_epochs), .arg = "N", .def = "0", .min = 0, .max = 1e9, .help = "save NAME-000001 and so on, too"},

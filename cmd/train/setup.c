@@ -93,7 +93,7 @@ static int open_text(struct trainer *t, struct err *err)
 {
     bool trained = !t->o->network_train_unet_only;
     struct text_options options = {.chunks = t->o->max_token_length / 75, .sd2 = t->model->arch == MODEL_SD2,
-                                   .clip_skip = t->o->clip_skip, .most = (size_t)64 << 20, .loras = t->base.item,
+                                   .weighted = t->o->weighted_captions, .clip_skip = t->o->clip_skip, .most = (size_t)64 << 20, .loras = t->base.item,
                                    .lora_count = t->base.count};
 
     t->chunks = options.chunks;
@@ -108,7 +108,7 @@ static void fill_setup(struct trainer *t)
 
     t->setup = (struct train_setup){
         .w = t->w, .ops = &t->device.ops, .net = t->net, .base = t->base.item, .base_count = t->base.count,
-        .text_trained = !o->network_train_unet_only,
+        .text_trained = !o->network_train_unet_only, .weighted = o->weighted_captions,
         .text_layers = t->model->text_layers, .clip_skip = o->clip_skip, .checkpoint = o->gradient_checkpointing,
         .huber = o->loss_type != LOSS_L2,
         .dropout = o->network_dropout > 0                                          ? DROP_EACH
@@ -195,7 +195,8 @@ static int open_data(struct trainer *t, struct err *err)
 {
     const struct train_options *o = t->o;
     struct dataset_setup setup = {.run = t->run, .seed = t->seed, .factor = t->factor, .channels = t->channels,
-                                  .max_tokens = o->max_token_length, .max_steps = o->max_train_epochs ? 0 : o->max_train_steps};
+                                  .max_tokens = o->max_token_length, .weighted = o->weighted_captions,
+                                  .max_steps = o->max_train_epochs ? 0 : o->max_train_steps};
 
     if (dataset_open(&t->data, &o->data, &setup, err))
         return -1;
@@ -257,6 +258,7 @@ static int make_buffers(struct trainer *t, size_t n, size_t area, struct err *er
             return -1;
     t->moments = mem_new(2 * latents, "a batch", err);
     t->context = mem_new(n * text_size(t->text) * sizeof(float), "a batch", err);
+    t->emphasis = mem_new(t->setup.text_trained && t->setup.weighted ? n * train_tokens(t->chunks) * t->model->context_width * sizeof(float) : 0, "a batch", err);
     t->mask = mem_new(t->setup.dropout == DROP_NONE ? 0 : rows * most_rank * sizeof(float), "a batch", err);
     t->scratch = mem_zero(t->o->gradient_accumulation_steps > 1 ? t->net->size : 0, sizeof(float), "a batch", err);
     t->ids = mem_new(tokens * sizeof *t->ids, "a batch", err);
@@ -264,7 +266,7 @@ static int make_buffers(struct trainer *t, size_t n, size_t area, struct err *er
     t->sample = mem_zero(n, sizeof *t->sample, "a batch", err);
     t->row = mem_zero(n, sizeof *t->row, "a batch", err);
     t->pick = mem_zero(n, sizeof *t->pick, "a batch", err);
-    return t->moments && t->context && t->mask && t->scratch && t->ids && t->rows && t->sample && t->row && t->pick ? 0 : -1;
+    return t->moments && t->emphasis && t->context && t->mask && t->scratch && t->ids && t->rows && t->sample && t->row && t->pick ? 0 : -1;
 }
 
 /* The shape of the largest batch of d, by its number of latent pixels. */
@@ -418,6 +420,7 @@ void train_close(struct trainer *t)
     free(t->target);
     free(t->moments);
     free(t->context);
+    free(t->emphasis);
     free(t->mask);
     free(t->scratch);
     free(t->ids);

@@ -85,6 +85,16 @@ static int make_latents(struct trainer *t, const struct dataset_batch *b, uint64
     return 0;
 }
 
+static int write_emphasis(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, size_t n, struct err *err)
+{
+    struct shape s = graph_shape(g->g, g->emphasis);
+
+    for (size_t i = 0; i < n; i++)
+        if (text_weights(t->text, b->caption[t->pick[i]], t->emphasis + i * s.dim[1] * s.dim[2], s.dim[2], err))
+            return -1;
+    return run_write(g->run, g->emphasis, t->emphasis, err);
+}
+
 /* Captions of the samples t->pick [n] of a batch. */
 static int write_text(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, size_t n, struct err *err)
 {
@@ -97,7 +107,7 @@ static int write_text(struct trainer *t, struct train_graph *g, const struct dat
     for (size_t i = 0; i < n; i++)
         if (text_ids(t->text, b->caption[t->pick[i]], t->ids + i * t->chunks * TOKEN_CHUNK, err))
             return -1;
-    if (run_write(g->run, g->ids, t->ids, err))
+    if (run_write(g->run, g->ids, t->ids, err) || (g->emphasis != GRAPH_NONE && write_emphasis(t, g, b, n, err)))
         return -1;
     if (g->rows == GRAPH_NONE)
         return 0;

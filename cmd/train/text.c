@@ -11,12 +11,14 @@ enum { MOST_CAPTIONS = 4096 }; /* whose token ids are kept; others are tokenized
 
 struct caption {
     char *text;
-    int32_t *ids; /* [chunks, 77] */
+    int32_t *ids;   /* [chunks, 77] */
+    float *weights; /* [tokens] of the joined context */
 };
 
-/* One kept embedding: found again by its token ids. */
+/* One kept embedding: found again by its token ids and weights. */
 struct kept {
     int32_t *ids;
+    float *weights;
     float *context;
 };
 
@@ -30,6 +32,7 @@ struct text {
     struct clip clip;
     size_t size, arena;
     int32_t *ids, *rows;
+    float *weights; /* [tokens] */
     float *out; /* [chunks, 77, width] */
     struct kept *kept;
     size_t count, most;
@@ -76,8 +79,9 @@ int text_open(struct text **out, struct weights *w, const struct ops *ops, const
         goto fail;
     t->ids = mem_zero(ids_count(t), sizeof *t->ids, "captions", err);
     t->rows = mem_zero(train_tokens(o->chunks), sizeof *t->rows, "captions", err);
+    t->weights = mem_zero(train_tokens(o->chunks), sizeof *t->weights, "captions", err);
     t->caption = mem_zero(MOST_CAPTIONS, sizeof *t->caption, "captions", err);
-    if (!t->ids || !t->rows || !t->caption || (encode && prepare_encoder(t, w, err)))
+    if (!t->ids || !t->rows || !t->weights || !t->caption || (encode && prepare_encoder(t, w, err)))
         goto fail;
     text_rows(o->chunks, 1, t->rows);
     *out = t;
@@ -93,17 +97,20 @@ void text_close(struct text *t)
         return;
     for (size_t i = 0; i < t->count; i++) {
         free(t->kept[i].ids);
+        free(t->kept[i].weights);
         free(t->kept[i].context);
     }
     for (size_t i = 0; i < t->captions; i++) {
         free(t->caption[i].text);
         free(t->caption[i].ids);
+        free(t->caption[i].weights);
     }
     free(t->caption);
     free(t->kept);
     free(t->out);
     free(t->ids);
     free(t->rows);
+    free(t->weights);
     free(t->tokens.id);
     run_free(t->run);
     graph_free(t->g);
@@ -121,15 +128,12 @@ static void mend_sd2(int32_t *chunk)
         chunk[1] = TOKEN_END;
 }
 
-static int tokenize(struct text *t, const char *caption, int32_t *ids, struct err *err)
+/* Tokens [count] with markers and padding, in chunks. */
+static void fill_chunks(const struct text *t, const int32_t *id, size_t count, int32_t *ids)
 {
-    size_t room = t->o.chunks * PROMPT_CHUNK, count;
+    size_t room = t->o.chunks * PROMPT_CHUNK;
     int32_t pad = t->o.sd2 ? TOKEN_PAD_SD2 : TOKEN_END;
 
-    t->tokens.count = 0;
-    if (tokenizer_encode(t->tokenizer, caption, strlen(caption), &t->tokens, err))
-        return -1;
-    count = t->tokens.count < room ? t->tokens.count : room;
     for (size_t c = 0; c < t->o.chunks; c++) {
         int32_t *chunk = ids + c * TOKEN_CHUNK;
 
@@ -137,37 +141,86 @@ static int tokenize(struct text *t, const char *caption, int32_t *ids, struct er
         for (size_t i = 0; i < PROMPT_CHUNK; i++) {
             size_t at = c * PROMPT_CHUNK + i;
 
-            chunk[1 + i] = at < count ? t->tokens.id[at] : at == count ? TOKEN_END : pad;
+            chunk[1 + i] = at < count ? id[at] : at == count ? TOKEN_END : pad;
         }
         chunk[TOKEN_CHUNK - 1] = count == room ? TOKEN_END : pad;
         if (t->o.sd2 && t->o.chunks > 1)
             mend_sd2(chunk);
     }
+}
+
+/* t->ids and t->weights of a caption. */
+static int tokenize(struct text *t, const char *caption, struct err *err)
+{
+    size_t room = t->o.chunks * PROMPT_CHUNK;
+    struct prompt_tokens weighted;
+
+    for (size_t i = 0; i < train_tokens(t->o.chunks); i++)
+        t->weights[i] = 1;
+    if (t->o.weighted) {
+        if (prompt_tokenize(&weighted, t->tokenizer, caption, strlen(caption), room, err))
+            return err_prefix(err, "caption '%.60s': ", caption);
+        fill_chunks(t, weighted.id, weighted.count, t->ids);
+        memcpy(t->weights + 1, weighted.weight, weighted.count * sizeof *t->weights);
+        prompt_tokens_free(&weighted);
+        return 0;
+    }
+    t->tokens.count = 0;
+    if (tokenizer_encode(t->tokenizer, caption, strlen(caption), &t->tokens, err))
+        return -1;
+    fill_chunks(t, t->tokens.id, t->tokens.count < room ? t->tokens.count : room, t->ids);
     return 0;
+}
+
+/* Copies of t->ids and t->weights under the caption's name, while there is room. */
+static int remember(struct text *t, const char *caption, struct err *err)
+{
+    struct caption *c = &t->caption[t->captions];
+    size_t tokens = train_tokens(t->o.chunks);
+
+    if (t->captions == MOST_CAPTIONS)
+        return 0;
+    c->text = mem_str(caption, err);
+    c->ids = c->text ? mem_new(ids_count(t) * sizeof *c->ids, "captions", err) : NULL;
+    c->weights = c->ids ? mem_new(tokens * sizeof *c->weights, "captions", err) : NULL;
+    if (!c->weights) {
+        free(c->text);
+        free(c->ids);
+        return -1;
+    }
+    memcpy(c->ids, t->ids, ids_count(t) * sizeof *c->ids);
+    memcpy(c->weights, t->weights, tokens * sizeof *c->weights);
+    t->captions++;
+    return 0;
+}
+
+/* Sets t->ids and t->weights. */
+static int look_up(struct text *t, const char *caption, struct err *err)
+{
+    for (size_t i = 0; i < t->captions; i++)
+        if (strcmp(t->caption[i].text, caption) == 0) {
+            memcpy(t->ids, t->caption[i].ids, ids_count(t) * sizeof *t->ids);
+            memcpy(t->weights, t->caption[i].weights, train_tokens(t->o.chunks) * sizeof *t->weights);
+            return 0;
+        }
+    return tokenize(t, caption, err) || remember(t, caption, err) ? -1 : 0;
 }
 
 int text_ids(struct text *t, const char *caption, int32_t *ids, struct err *err)
 {
-    struct caption *c = &t->caption[t->captions];
-    size_t bytes = ids_count(t) * sizeof *ids;
+    if (look_up(t, caption, err))
+        return -1;
+    memcpy(ids, t->ids, ids_count(t) * sizeof *ids);
+    return 0;
+}
 
-    for (size_t i = 0; i < t->captions; i++)
-        if (strcmp(t->caption[i].text, caption) == 0) {
-            memcpy(ids, t->caption[i].ids, bytes);
-            return 0;
-        }
-    if (tokenize(t, caption, ids, err))
+int text_weights(struct text *t, const char *caption, float *weights, size_t width, struct err *err)
+{
+    if (look_up(t, caption, err))
         return -1;
-    if (t->captions == MOST_CAPTIONS)
-        return 0;
-    c->text = mem_str(caption, err);
-    c->ids = c->text ? mem_new(bytes, "captions", err) : NULL;
-    if (!c->ids) {
-        free(c->text);
-        return -1;
-    }
-    memcpy(c->ids, ids, bytes);
-    t->captions++;
+    for (size_t i = 0; i < train_tokens(t->o.chunks); i++)
+        for (size_t k = 0; k < width; k++)
+            weights[i * width + k] = t->weights[i];
     return 0;
 }
 
@@ -194,7 +247,7 @@ size_t text_bytes(const struct text *t)
     return t->arena + t->most * t->size * sizeof(float);
 }
 
-/* What the caption in t->ids means, into context. */
+/* What the caption in t->ids and t->weights means, into context. */
 static int encode(struct text *t, float *context, struct err *err)
 {
     size_t width = t->size / train_tokens(t->o.chunks);
@@ -204,22 +257,26 @@ static int encode(struct text *t, float *context, struct err *err)
     if (run_write(t->run, t->clip.ids, t->ids, err) || run_graph(t->run, NULL, err) || run_read(t->run, t->clip.out, t->out, err))
         return -1;
     for (size_t i = 0; i < train_tokens(t->o.chunks); i++)
-        memcpy(context + i * width, t->out + (size_t)t->rows[i] * width, width * sizeof *context);
+        for (size_t k = 0; k < width; k++)
+            context[i * width + k] = t->out[(size_t)t->rows[i] * width + k] * t->weights[i];
     return 0;
 }
 
 static int keep(struct text *t, const float *context, struct err *err)
 {
     struct kept *k = &t->kept[t->count];
+    size_t weights = train_tokens(t->o.chunks) * sizeof *k->weights;
 
     k->ids = mem_new(ids_count(t) * sizeof *k->ids, "text embeddings", err);
-    k->context = k->ids ? mem_new(t->size * sizeof *k->context, "text embeddings", err) : NULL;
+    k->weights = k->ids ? mem_new(weights, "text embeddings", err) : NULL;
+    k->context = k->weights ? mem_new(t->size * sizeof *k->context, "text embeddings", err) : NULL;
     if (!k->context) {
         free(k->ids);
-        k->ids = NULL;
+        free(k->weights);
         return -1;
     }
     memcpy(k->ids, t->ids, ids_count(t) * sizeof *k->ids);
+    memcpy(k->weights, t->weights, weights);
     memcpy(k->context, context, t->size * sizeof *context);
     t->count++;
     return 0;
@@ -227,10 +284,11 @@ static int keep(struct text *t, const float *context, struct err *err)
 
 int text_embed(struct text *t, const char *caption, float *context, struct err *err)
 {
-    if (text_ids(t, caption, t->ids, err))
+    if (look_up(t, caption, err))
         return -1;
     for (size_t i = 0; i < t->count; i++)
-        if (memcmp(t->kept[i].ids, t->ids, ids_count(t) * sizeof *t->ids) == 0) {
+        if (memcmp(t->kept[i].ids, t->ids, ids_count(t) * sizeof *t->ids) == 0 &&
+            memcmp(t->kept[i].weights, t->weights, train_tokens(t->o.chunks) * sizeof *t->weights) == 0) {
             memcpy(context, t->kept[i].context, t->size * sizeof *context);
             return 0;
         }

@@ -15,6 +15,7 @@
 struct text_options {
     size_t chunks;    /* 1, 2, 3 */
     bool sd2;         /* padding is "!" */
+    bool weighted;    /* brackets in captions weigh (formats/prompt.h); else they are text */
     size_t clip_skip;
     size_t most;      /* bytes that kept embeddings may take */
     const struct layers_lora *loras; /* [lora_count] of the text encoder, borrowed */
@@ -28,8 +29,13 @@ int text_open(struct text **out, struct weights *w, const struct ops *ops, const
               struct err *err);
 void text_close(struct text *t); /* NULL is fine */
 
-/* ids [chunks, 77] of one caption; what does not fit is cut off. Returns 0 or -1 (memory). */
+/* ids [chunks, 77] of one caption; what does not fit is cut off. Returns 0 or -1 (memory; with weights, also brackets that cannot
+ * be understood). */
 int text_ids(struct text *t, const char *caption, int32_t *ids, struct err *err);
+
+/* weights [tokens, width]: what the context of a caption is multiplied with, the same number across a token; as sd-scripts does, the
+ * mean is not restored. */
+int text_weights(struct text *t, const char *caption, float *weights, size_t width, struct err *err);
 
 /* rows [n, tokens]: which rows of the encoder's output [n * chunks, 77] make the contexts of n captions. */
 void text_rows(size_t chunks, size_t n, int32_t *rows);

@@ -68,7 +68,7 @@ struct train_options {
     struct string_list optimizer_args, lr_scheduler_args;
     double lr_warmup_steps, lr_decay_steps, lr_scheduler_num_cycles, lr_scheduler_power, lr_scheduler_timescale,
         lr_scheduler_min_lr_ratio;
-    bool gradient_checkpointing, full_fp16;
+    bool gradient_checkpointing, full_fp16, weighted_captions;
     int mixed_precision;
     /* noise and loss */
     double noise_offset, adaptive_noise_scale, multires_noise_discount, ip_noise_gamma, min_snr_gamma, v_pred_like_loss, huber_c,
@@ -172,7 +172,7 @@ struct trainer {
     bool resumed_same_start; /* the state's run had the same --initial_* options, which are done with */
     bool diverged; /* loss or gradients stayed not finite: nothing more is written */
     /* memory of a step */
-    float *x0, *noise, *noisy, *target, *context, *scratch, *mask, *moments, *row;
+    float *x0, *noise, *noisy, *target, *context, *emphasis, *scratch, *mask, *moments, *row;
     int32_t *ids, *rows;
     size_t *pick; /* which samples of a batch go through a graph */
     struct train_sample *sample; /* [largest batch] */

@@ -80,6 +80,12 @@ static int build_text(struct train_graph *t, const struct train_setup *s, struct
         t->rows = graph_input(t->g, "rows", DT_I32, &rows);
         *context = graph_binary(t->g, OP_gather, clip.out, t->rows, "context");
     }
+    if (s->weighted) {
+        struct shape context_shape = graph_shape(t->g, *context);
+
+        t->emphasis = graph_input(t->g, "emphasis", DT_F32, &context_shape);
+        *context = graph_binary(t->g, OP_mul, *context, t->emphasis, "weighted context");
+    }
     return graph_check(t->g, err);
 }
 
@@ -158,7 +164,7 @@ int train_graph_build(struct train_graph *t, const struct train_setup *s, const 
 {
     t->shape = *shape;
     t->kind = kind;
-    t->target = t->weight = t->loss = t->delta = t->ids = t->rows = t->context = t->seed = GRAPH_NONE;
+    t->target = t->weight = t->loss = t->delta = t->ids = t->rows = t->emphasis = t->context = t->seed = GRAPH_NONE;
     t->g = graph_new(err);
     if (!t->g || build_forward(t, s, err) || (kind == TRAIN_STEP && differentiate(t, s, err)))
         return -1;

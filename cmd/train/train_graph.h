@@ -20,6 +20,7 @@ struct train_setup {
     const struct layers_lora *base; /* [base_count] LoRAs that belong to the model, not trained; none for layers that clip_skip leaves out */
     size_t base_count;
     bool text_trained; /* the text encoder is in the graph */
+    bool weighted;     /* its context is multiplied by an input */
     bool sd2;          /* how chunks of long captions are joined, see text.h */
     size_t text_layers, clip_skip; /* 0 or 1: the last layer's output */
     bool checkpoint;   /* gradient checkpointing */
@@ -45,6 +46,7 @@ struct train_graph {
     int delta;    /* [n] of huber, or GRAPH_NONE */
     int ids;      /* [n * chunks, 77] i32, or GRAPH_NONE */
     int rows;     /* [n, tokens] i32: which rows of the text encoder's output make the context; GRAPH_NONE with one chunk */
+    int emphasis; /* [n, tokens, width] of weighted captions, or GRAPH_NONE */
     int context;  /* [n, tokens, width] f32 an input when the text encoder is not trained, else GRAPH_NONE */
     int seed;     /* gradient of the loss, []; GRAPH_NONE without gradients */
     int out, loss; /* kept: in TRAIN_PRIOR the prediction, else the loss */
