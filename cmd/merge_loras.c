@@ -247,7 +247,9 @@ static int combine(struct loras *k, struct worker *w, struct group *g, struct lo
 {
     const struct source *s = &k->source[g->first];
     struct rank_rule rule = group_rule(k, g);
+    bool concat = k->job->o->method == MERGE_CONCAT;
     float *at = w->data;
+    size_t n = g->n;
 
     for (size_t i = 0; i < g->n; i++) {
         float *x = at, *y = at + s[i].m->out * s[i].m->rank;
@@ -257,11 +259,13 @@ static int combine(struct loras *k, struct worker *w, struct group *g, struct lo
             return -1;
         w->f[i] = (struct lora_factors){x, y, s[i].m->rank, merge_scale(k->job, &k->job->input[s[i].input], s[i].m, 2)};
     }
-    g->exact = k->job->o->method == MERGE_CONCAT || g->total <= rule.max_rank;
-    out->rank = g->total;
+    if (!concat)
+        n = factors_join(w->f, n, out->out, columns(s->m));
+    out->rank = factors_total_rank(w->f, n);
+    g->exact = concat || out->rank <= rule.max_rank;
     if (g->exact)
-        combine_concat(up, down, w->f, g->n, out->out, columns(s->m));
-    else if (combine_best(up, down, &g->c, w->f, g->n, out->out, columns(s->m), &rule, &w->combine, err))
+        combine_concat(up, down, w->f, n, out->out, columns(s->m));
+    else if (combine_best(up, down, &g->c, w->f, n, out->out, columns(s->m), &rule, &w->combine, err))
         return err_prefix(err, "module '%s': ", out->path);
     else
         out->rank = g->c.rank;

@@ -251,6 +251,37 @@ static void test_concat(void **state)
     bench_free(&b);
 }
 
+/* Modules with one up, with one down, and one alone: three are left, and together they do what the five did. */
+static void test_join(void **state)
+{
+    struct bench b = {.out = 30, .in = 20};
+    struct lora_factors extra[5];
+    double s[600] = {0}, worst = 0;
+    size_t left;
+
+    (void)state;
+    for (int i = 0; i < 4; i++)
+        add_module(&b, 3, i % 2 ? -0.3 : 0.7, 1, 1);
+    memcpy(b.data[2], b.data[0], 90 * sizeof(float)); /* 1 has 0's up, 3 has 2's down */
+    memcpy(b.data[7], b.data[5], 60 * sizeof(float));
+    memcpy(extra, b.f, 4 * sizeof *extra);
+    extra[4] = (struct lora_factors){b.data[0], b.data[5], 2, 2}; /* another rank: not compared */
+    for (int i = 0; i < 5; i++)
+        add_product(s, 30, 20, &extra[i], 1);
+    extra[4].up = memcpy(malloc(60 * sizeof(float)), b.data[0], 60 * sizeof(float));
+    extra[4].down = memcpy(malloc(40 * sizeof(float)), b.data[5], 40 * sizeof(float));
+    left = factors_join(extra, 5, 30, 20);
+    assert_int_equal(left, 3);
+    for (size_t i = 0; i < left; i++)
+        add_product(s, 30, 20, &extra[i], -1);
+    for (size_t i = 0; i < 600; i++)
+        worst = fmax(worst, fabs(s[i]));
+    assert_true(worst <= 2 * arithmetic(&b)); /* one rounding of each sum; the fifth module has none */
+    free((float *)extra[2].up);
+    free((float *)extra[2].down);
+    bench_free(&b);
+}
+
 /* Same bytes on every call, with scratch of any history. */
 static void test_repeat(void **state)
 {
@@ -278,7 +309,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_spectra), cmocka_unit_test(test_degenerate), cmocka_unit_test(test_rules),
-        cmocka_unit_test(test_dynamic), cmocka_unit_test(test_concat),     cmocka_unit_test(test_repeat),
+        cmocka_unit_test(test_dynamic), cmocka_unit_test(test_concat),     cmocka_unit_test(test_join),
+        cmocka_unit_test(test_repeat),
     };
 
     thread_init(0); /* as the program does: LAPACK's own threads would compete with ours */

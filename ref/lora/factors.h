@@ -25,6 +25,12 @@ void factors_fold_mid(float *dst, const float *mid, const float *down, size_t r,
 /* The sum of the ranks of n modules. */
 size_t factors_total_rank(const struct lora_factors *f, size_t n);
 
+/* Modules of one weight that share a factor are one module: up (a d1 + b d2) is a up d1 + b up d2. Where two of the n have the
+ * same rank and the same up, or the same down, the earlier one gets the sum, with scale 1, and the later one leaves the list.
+ * Returns how many are left. The sum is taken in f64 and rounded once, over the numbers that were there: the memory behind f
+ * must be the caller's to write. */
+size_t factors_join(struct lora_factors *f, size_t n, size_t out, size_t in);
+
 /* Every number of both factors must be finite (up [out, rank], down [rank, in]). Returns 0, or -1 with a message that names the
  * factor ("lora_up", "lora_down") and the place; the caller puts file and module before it. */
 int factors_check(const struct lora_factors *f, size_t out, size_t in, struct err *err);
