@@ -467,7 +467,7 @@ static void test_colours(void **state)
         bool flipped;
         size_t differ = 0;
 
-        assert_int_equal(dataset_load(x.d, 0, e, 0, true, &p, &flipped, &x.err), 0);
+        assert_int_equal(dataset_load(x.d, 0, e, 0, true, &p, NULL, &flipped, &x.err), 0);
         for (size_t i = 0; i < 64 * 64; i++)
             differ += p.data[3 * i] != 108 || p.data[3 * i + 1] != i % 64;
         changed += differ > 0;

@@ -187,7 +187,9 @@ static void test_refusals(void **state)
          "'shufle_caption' in [[datasets]] is no key known here; did you mean 'shuffle_caption'?"},
         {"--dataset_config|DIR/place.toml", "'batch_size' in [[datasets.subsets]] belongs to [[datasets]]"},
         {"--dataset_config|DIR/type.toml", "'num_repeats' in [[datasets.subsets]] has to be a whole number"},
-        {"--dataset_config|DIR/mask.toml", "'alpha_mask' in [general] has to be false"},
+        {"--dataset_config|DIR/mask.toml", "are for --masked_loss; give that, too"},
+        {"--train_data_dir|DIR/train|--resolution|64|--masked_loss", "--masked_loss has no masks"},
+        {"--train_data_dir|DIR/train|--resolution|64|--masked_loss|--conditioning_data_dir|DIR/none", "cannot read the folder"},
         {"--dataset_config|DIR/nodir.toml", "neither 'image_dir' nor 'metadata_file'"},
         {"--dataset_config|DIR/nosets.toml", "there is no [[datasets]]"},
         {"--dataset_config|DIR/nosubsets.toml", "has no [[datasets.subsets]]"},
@@ -207,7 +209,8 @@ static void test_refusals(void **state)
     data_text("unknown.toml", "[[datasets]]\nshufle_caption = true\n");
     data_text("place.toml", "[[datasets]]\n[[datasets.subsets]]\nbatch_size = 2\n");
     data_text("type.toml", "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 'x'\n");
-    data_text("mask.toml", "[general]\ncache_info = true\nalpha_mask = true\n");
+    data_text("mask.toml", "[general]\ncache_info = true\nconditioning_data_dir = 'm'\n[[datasets]]\n[[datasets.subsets]]\n"
+                           "image_dir = 'x'\n");
     data_text("nodir.toml", "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2\n");
     data_text("nosets.toml", "[general]\nnum_repeats = 2\n");
     data_text("nosubsets.toml", "[[datasets]]\nnum_repeats = 2\n");

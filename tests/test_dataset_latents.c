@@ -247,9 +247,124 @@ static void test_metadata_file(void **state)
     data_close(&x);
 }
 
+/* ---- Masks of the loss */
+
+/* 128 x 128, of blocks of 16 x 16, each of which becomes one pixel of the latents at 64 x 64. */
+static unsigned block(size_t x, size_t y)
+{
+    return (unsigned)(17 * ((x / 16 + 3 * (y / 16)) % 16));
+}
+
+static void write_blocks(const char *name, size_t w, size_t h, unsigned channels, int alpha, int red)
+{
+    struct picture p;
+    struct err err;
+
+    assert_int_equal(picture_new(&p, w, h, channels, &err), 0);
+    for (size_t i = 0; i < w * h; i++) {
+        size_t x = i % w * 128 / w, y = i / w * 128 / h;
+
+        for (unsigned k = 0; k < channels; k++)
+            p.data[i * channels + k] = (uint8_t)((int)k == alpha || (int)k == red ? block(x, y) : 40 * k + x);
+    }
+    assert_int_equal(picture_write(data_path(name), &p, NULL, 0, (struct picture_format){0}, &err), 0);
+    picture_free(&p);
+}
+
+/* All batches of some epochs have the blocks as masks, mirrored where the picture is; b.pixels are those that `like` has. */
+static void check_masks(struct data *x, struct data *like)
+{
+    struct dataset_batch b = {0}, c = {0};
+    size_t flipped = 0, n = 0;
+
+    for (size_t e = 0; e < 20; e++)
+        for (size_t i = 0; i < dataset_batches(x->d); i++) {
+            assert_int_equal(dataset_batch(x->d, e, i, &b, &x->err), 0);
+            assert_non_null(b.mask);
+            for (size_t k = 0; k < b.n * 64; k++) {
+                size_t at = k % 8, row = k / 8 % 8;
+
+                if (b.flipped[k / 64])
+                    at = 7 - at;
+                assert_true(b.mask[k] == (float)block(16 * at, 16 * row) / 255);
+            }
+            flipped += b.flipped[0];
+            n++;
+            if (!like)
+                continue;
+            assert_int_equal(dataset_batch(like->d, e, i, &c, &like->err), 0);
+            assert_null(c.mask);
+            assert_memory_equal(b.pixels, c.pixels, b.n * 64 * 64 * 3 * sizeof(float));
+        }
+    assert_true(flipped > 0 && flipped < n);
+    dataset_batch_free(&b);
+    dataset_batch_free(&c);
+}
+
+static void test_alpha_mask(void **state)
+{
+    struct data x = {0}, like = {0};
+    struct dataset_batch b = {0};
+    size_t calls = 0;
+
+    (void)state;
+    data_dir("train/1_x");
+    write_blocks("train/1_x/p.png", 128, 128, 4, 3, -1);
+    data_open(&like, "--train_data_dir|%s|--resolution|64|--flip_aug|--color_aug", data_path("train"));
+    data_open(&x, "--train_data_dir|%s|--resolution|64|--flip_aug|--color_aug|--alpha_mask", data_path("train"));
+    check_masks(&x, &like);
+    data_close(&like);
+    data_close(&x);
+    data_open(&x, "--train_data_dir|%s|--resolution|64|--flip_aug|--alpha_mask|--cache_latents", data_path("train"));
+    assert_int_equal(dataset_cache(x.d, &data_quiet, fake_encode, &calls, "v", &x.err), 0);
+    check_masks(&x, NULL);
+    data_close(&x);
+    data_picture("train/1_x/p.png", 128, 128, 1); /* without transparency */
+    data_open(&x, "--train_data_dir|%s|--resolution|64|--alpha_mask", data_path("train"));
+    assert_int_equal(dataset_batch(x.d, 0, 0, &b, &x.err), 0);
+    for (size_t k = 0; k < 64; k++)
+        assert_true(b.mask[k] == 1);
+    dataset_batch_free(&b);
+    data_close(&x);
+}
+
+/* Masks in a folder: the red of a picture of the same name, also of a smaller one; not of another shape. Regularisation pictures
+ * have none. */
+static void test_mask_folder(void **state)
+{
+    struct data x = {0};
+    const char *bad[3];
+    size_t n = 0;
+
+    (void)state;
+    data_dir("train/1_x");
+    data_dir("masks");
+    data_picture("train/1_x/p.png", 128, 128, 1);
+    write_blocks("masks/p.png", 64, 64, 3, -1, 0);
+    data_open(&x, "--train_data_dir|%s|--resolution|64|--flip_aug|--masked_loss|--conditioning_data_dir|%s", data_path("train"),
+              data_path("masks"));
+    check_masks(&x, NULL);
+    data_close(&x);
+    data_picture("train/1_x/q.png", 64, 64, 2);
+    data_picture("train/1_x/r.png", 64, 64, 3);
+    data_picture("masks/r.png", 64, 32, 3);
+    data_open(&x, "--train_data_dir|%s|--resolution|64|--flip_aug|--masked_loss|--conditioning_data_dir|%s|--skip_bad_pictures",
+              data_path("train"), data_path("masks"));
+    for (size_t i = 0; i < x.d->findings; i++)
+        if (x.d->finding[i].kind == FINDING_MASK_BAD)
+            bad[n++ % 3] = x.d->finding[i].detail;
+    assert_int_equal(n, 2);
+    assert_non_null(strstr(bad[0], "no picture of that name"));
+    assert_non_null(strstr(bad[1], "64 x 32, the picture 64 x 64"));
+    check_masks(&x, NULL);
+    data_close(&x);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_alpha_mask, data_setup, data_teardown),
+        cmocka_unit_test_setup_teardown(test_mask_folder, data_setup, data_teardown),
         cmocka_unit_test_setup_teardown(test_cache, data_setup, data_teardown),
         cmocka_unit_test_setup_teardown(test_cache_on_disk, data_setup, data_teardown),
         cmocka_unit_test_setup_teardown(test_cache_errors, data_setup, data_teardown),

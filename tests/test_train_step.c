@@ -427,6 +427,50 @@ static void test_weighted_captions(void **state)
     assert_true(same(frozen[0], two[0]) && same(frozen[1], two[1]));
 }
 
+/* Ten masks in a new folder; left, right: of the picture's halves. */
+static const char *make_masks(uint8_t left, uint8_t right)
+{
+    const char *masks = scratch_new();
+    struct picture p;
+    struct err err = {0};
+    char path[600];
+
+    MUST(picture_new(&p, 32, 32, 3, &err));
+    for (size_t i = 0; i < 32 * 32; i++)
+        p.data[3 * i] = i % 32 < 16 ? left : right;
+    for (int i = 0; i < 10; i++) {
+        snprintf(path, sizeof path, "%s/rocket0%d.png", masks, i);
+        MUST(picture_write(path, &p, NULL, 0, (struct picture_format){0}, &err));
+    }
+    picture_free(&p);
+    return masks;
+}
+
+static double masked(uint8_t left, uint8_t right)
+{
+    const char *masks = make_masks(left, right);
+    double loss;
+
+    losses(&loss, 1, (const char *[]){"masked_loss", NULL, "conditioning_data_dir", masks, NULL});
+    scratch_remove(masks);
+    return loss;
+}
+
+/* The loss is multiplied by the mask: white changes nothing, grey scales it, black leaves nothing, halves add up. */
+static void test_masked_loss(void **state)
+{
+    double plain, loss;
+
+    (void)state;
+    losses(&plain, 1, (const char *[]){NULL});
+    losses(&loss, 1, (const char *[]){"alpha_mask", NULL, NULL});
+    assert_true(loss == plain); /* the pictures are opaque */
+    assert_true(masked(255, 255) == plain && masked(0, 0) == 0);
+    assert_true(same(masked(51, 51), plain / 5));
+    loss = masked(255, 0);
+    assert_true(loss > 0 && loss < plain && same(loss + masked(0, 255), plain));
+}
+
 /* Weights of the loss: figures of the papers' formulas, by hand. */
 static void test_loss_weights(void **state)
 {
@@ -519,6 +563,7 @@ int main(void)
         cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_state),
         cmocka_unit_test(test_base_weights), cmocka_unit_test(test_base_gradients), cmocka_unit_test(test_prior),
         cmocka_unit_test(test_initial_step), cmocka_unit_test(test_weighted_captions),
+        cmocka_unit_test(test_masked_loss),
     };
     int failed;
 

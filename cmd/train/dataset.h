@@ -37,6 +37,8 @@ struct dataset_options {
     size_t caption_dropout_every_n_epochs;
     bool color_aug, flip_aug, random_crop;
     const char *face_crop_aug_range; /* "low,high" */
+    const char *conditioning_data_dir;
+    bool masked_loss, alpha_mask;
     bool cache_latents, cache_latents_to_disk;
     size_t vae_batch_size;
     double validation_split;
@@ -89,6 +91,8 @@ const char *dataset_picture_name(const struct dataset *d, size_t picture); /* pa
 bool dataset_has_latents(const struct dataset *d);
 /* Whether dataset_cache() has to be called: --cache_latents, or .npz files to read. */
 bool dataset_wants_cache(const struct dataset *d);
+/* Whether any picture has a mask of its loss; then all batches have masks. */
+bool dataset_has_masks(const struct dataset *d);
 /* Whether every sample's caption is always the same, so that text embeddings may be kept: all captions then come from
  * dataset_caption(). */
 bool dataset_fixed_captions(const struct dataset *d);
@@ -130,6 +134,7 @@ struct dataset_batch {
     const char **caption;    /* [n] after shuffling and dropping */
     float *weight;           /* [n] of the loss: 1, or prior_loss_weight */
     bool *reg;               /* [n] regularisation pictures */
+    float *mask;             /* [n, height / factor, width / factor] what the loss is multiplied by, or NULL: 1 everywhere */
     size_t *picture;         /* [n] which picture: see dataset_picture_name() */
     size_t *repeat;          /* [n] the how-manieth time in this epoch, from 0 */
     bool *flipped;           /* [n] */

@@ -78,6 +78,8 @@ int dataset_order(struct dataset *d, size_t epoch, struct err *err)
 struct inside {
     size_t n, numbers; /* room for samples, for f32 */
     float *number;     /* pixels or latents */
+    size_t masks;      /* room for f32 of masks */
+    float *mask;
     size_t captions;   /* that are to be freed */
 };
 
@@ -94,6 +96,7 @@ void dataset_batch_free(struct dataset_batch *b)
     if (in) {
         free_captions(b, in);
         free(in->number);
+        free(in->mask);
         free(b->caption);
         free(b->weight);
         free(b->reg);
@@ -128,7 +131,7 @@ static int grow_samples(struct dataset_batch *b, struct inside *in, size_t n, st
     return 0;
 }
 
-static int grow(struct dataset_batch *b, size_t n, size_t numbers, struct err *err)
+static int grow(struct dataset_batch *b, size_t n, size_t numbers, size_t masks, struct err *err)
 {
     struct inside *in = b->inside;
 
@@ -143,25 +146,36 @@ static int grow(struct dataset_batch *b, size_t n, size_t numbers, struct err *e
             return -1;
         in->numbers = numbers;
     }
+    if (masks > in->masks) {
+        free(in->mask);
+        in->masks = 0;
+        in->mask = mem_new(masks * sizeof *in->mask, "a batch", err);
+        if (!in->mask)
+            return -1;
+        in->masks = masks;
+    }
     return grow_samples(b, in, n, err);
 }
 
 /* ---- */
 
-/* Sample i: pixels, or cached latents. each: f32 of one. */
+/* Sample i: pixels, or cached latents, and the mask. each: f32 of one. */
 static int fill_sample(struct dataset *d, size_t epoch, size_t i, struct dataset_batch *b, size_t each, struct err *err)
 {
     const struct sample_picture *p = &d->picture[b->picture[i]];
     struct inside *in = b->inside;
-    float *out = in->number + i * each;
+    size_t f = d->setup.factor;
+    float *out = in->number + i * each, *mask = b->mask ? b->mask + i * (b->width / f * (b->height / f)) : NULL;
     struct picture pixels;
 
     if (d->has_latents) {
         b->flipped[i] = dataset_draws_flip(d, b->picture[i], epoch, b->repeat[i]);
         memcpy(out, b->flipped[i] ? p->latents_flipped : p->latents, each * sizeof *out);
+        if (mask)
+            dataset_copy_mask(d, b->picture[i], b->flipped[i], mask);
         return 0;
     }
-    if (dataset_load(d, b->picture[i], epoch, b->repeat[i], true, &pixels, &b->flipped[i], err))
+    if (dataset_load(d, b->picture[i], epoch, b->repeat[i], true, &pixels, mask, &b->flipped[i], err))
         return -1;
     dataset_to_floats(&pixels, out);
     picture_free(&pixels);
@@ -173,7 +187,7 @@ int dataset_batch(struct dataset *d, size_t epoch, size_t index, struct dataset_
     const struct batch_place *place;
     const struct bucket *bucket;
     struct inside *in;
-    size_t each, f = d->setup.factor, step = epoch * dataset_batches(d) + index;
+    size_t each, cells, f = d->setup.factor, step = epoch * dataset_batches(d) + index;
 
     if (dataset_order(d, epoch, err))
         return -1;
@@ -184,12 +198,14 @@ int dataset_batch(struct dataset *d, size_t epoch, size_t index, struct dataset_
     b->width = bucket->shown.width;
     b->height = bucket->shown.height;
     each = d->has_latents ? b->width / f * (b->height / f) * d->setup.channels : b->width * b->height * 3;
-    if (grow(b, place->n, place->n * each, err))
+    cells = d->has_masks ? b->width / f * (b->height / f) : 0;
+    if (grow(b, place->n, place->n * each, place->n * cells, err))
         return -1;
     in = b->inside;
     b->n = place->n;
     b->pixels = d->has_latents ? NULL : in->number;
     b->latents = d->has_latents ? in->number : NULL;
+    b->mask = d->has_masks ? in->mask : NULL;
     for (size_t i = 0; i < b->n; i++) {
         const struct slot *slot = &d->slot[place->first + i];
         const struct subset *s = &d->subset[d->picture[slot->picture].subset];

@@ -217,7 +217,7 @@ static int load_pending(struct cache *c, float *pixels, size_t each, struct err 
         struct err why = {0};
         bool flipped;
 
-        if (dataset_load(d, c->pending[i], 0, 0, false, &p, &flipped, &why)) {
+        if (dataset_load(d, c->pending[i], 0, 0, false, &p, NULL, &flipped, &why)) {
             if (!d->o.skip_bad_pictures) {
                 *err = why;
                 return -1;
@@ -421,12 +421,12 @@ int dataset_cache(struct dataset *d, const struct command_run *run, dataset_enco
         c.keep_ctx = &c;
     }
     c.progress = progress_start(run, "caching latents", total, "pictures");
-    rc = cache_all(&c, err) || settle(&c, err) ? -1 : 0;
+    rc = cache_all(&c, err) || settle(&c, err) || dataset_load_masks(d, err) ? -1 : 0;
     if (!rc && d->validation) {
         d->validation->o.vae_batch_size = most;
         c.d = d->validation;
         c.dropped = false;
-        rc = cache_all(&c, err) || settle(&c, err) ? -1 : 0;
+        rc = cache_all(&c, err) || settle(&c, err) || dataset_load_masks(d->validation, err) ? -1 : 0;
     }
     progress_end(c.progress);
     free(c.pending);

@@ -14,7 +14,7 @@
 #include "cmd/train/dataset_inside.h"
 #include "formats/toml.h"
 
-enum type { FLAG, COUNT, NUMBER, TEXT, PAIR_OF_NUMBERS, RESOLUTION, ANYTHING, ONLY_FALSE };
+enum type { FLAG, COUNT, NUMBER, TEXT, PAIR_OF_NUMBERS, RESOLUTION, ANYTHING };
 enum place { GENERAL = 1, DATASET = 2, SUBSET = 4, ALL = 7, WIDE = 3 };
 
 /* Keys, where they may stand, and the field of struct group or struct subset they set. */
@@ -68,11 +68,12 @@ static const struct row {
     S("face_crop_aug_range", PAIR_OF_NUMBERS, face, 1000),
     S("caption_extension", TEXT, extension, 0),
     S("class_tokens", TEXT, words, 0),
+    S("alpha_mask", FLAG, alpha_mask, 0),
+    S("conditioning_data_dir", TEXT, mask_dir, 0),
     ONE("image_dir", TEXT, dir, 0),
     ONE("metadata_file", TEXT, metadata, 0),
     ONE("is_reg", FLAG, reg, 0),
     {"cache_info", ANYTHING, ALL, false, 0, 0}, /* headers are read in milliseconds: nothing to keep */
-    {"alpha_mask", ONLY_FALSE, ALL, false, 0, 0},
 #undef G
 #undef S
 #undef ONE
@@ -157,8 +158,6 @@ static int set_value(const struct reading *r, enum place at, const struct row *r
         return *(const char **)field ? 0 : -1;
     case PAIR_OF_NUMBERS:
         return set_range(r, at, row, v, field);
-    case ONLY_FALSE:
-        return json_is_false(v) ? 0 : wrong(r, at, row->name, "has to be false: the loss is not masked by transparency here");
     case ANYTHING:
         return 0;
     case RESOLUTION:

@@ -19,6 +19,8 @@ static const struct {
     [FINDING_CAPTION_BAD] = {"caption_unreadable", "caption cannot be read", "captions cannot be read", true, true},
     [FINDING_CAPTION_NONE] = {"caption_missing", "picture has neither caption nor tags in the metadata file",
                               "pictures have neither caption nor tags in the metadata file", true, true},
+    [FINDING_MASK_BAD] = {"mask_unusable", "picture lacks a mask of its loss that can be used",
+                          "pictures lack masks of their loss that can be used", true, true},
     [FINDING_LATENTS_BAD] = {"latents_unusable", "file of latents cannot be used", "files of latents cannot be used", true,
                              true},
     [FINDING_CAPTION_EMPTY] = {"caption_empty", "picture has no caption and is learned without words",

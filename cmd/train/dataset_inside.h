@@ -36,6 +36,8 @@ struct subset {
     double warmup_step, dropout, tag_dropout;
     bool color, flip, random_crop;
     double face[2]; /* --face_crop_aug_range; 0: none */
+    const char *mask_dir; /* --conditioning_data_dir */
+    bool alpha_mask;
 };
 
 struct sample_picture {
@@ -47,6 +49,8 @@ struct sample_picture {
     size_t fit[2];  /* width, height of the bucket */
     const char *npz, *npz_flipped;
     float *latents, *latents_flipped; /* [h / factor, w / factor, channels] */
+    const char *mask_path;            /* a picture whose red is the loss's mask, or NULL */
+    float *mask;                      /* [h / factor, w / factor] beside cached latents, or NULL */
 };
 
 /* Problems with the data; the rows in dataset_findings.c tell about each kind. */
@@ -55,6 +59,7 @@ enum finding_kind {
     FINDING_MISSING,
     FINDING_CAPTION_BAD,
     FINDING_CAPTION_NONE,
+    FINDING_MASK_BAD,
     FINDING_LATENTS_BAD,
     FINDING_CAPTION_EMPTY,
     FINDING_CAPTION_WORDS,
@@ -106,7 +111,7 @@ struct dataset {
     struct tokenizer *tokenizer;
     double mean_ar_error; /* of picture and bucket */
     bool plain;           /* validation: fixed order, no augmentation */
-    bool has_latents;
+    bool has_latents, has_masks;
     struct dataset *validation;
     /* the order of one epoch */
     struct slot *slot;
@@ -181,13 +186,23 @@ char *dataset_make_caption(const struct dataset *d, size_t picture, size_t epoch
 char *dataset_plain_caption(const struct dataset *d, size_t picture, struct err *err);
 
 /* dataset_pixels.c: picture `p` as the trainer sees it, of the size of its bucket; *flipped is set when it was mirrored.
- * augment: with everything drawn for this epoch and repeat, else in the middle and as it is. */
+ * augment: with everything drawn for this epoch and repeat, else in the middle and as it is. mask [h / factor, w / factor]: the
+ * loss's mask of just that view; NULL: not wanted. */
 int dataset_load(const struct dataset *d, size_t picture, size_t epoch, size_t repeat, bool augment, struct picture *out,
-                 bool *flipped, struct err *err);
+                 float *mask, bool *flipped, struct err *err);
 bool dataset_draws_flip(const struct dataset *d, size_t picture, size_t epoch, size_t repeat);
 void dataset_mirror(struct picture *p);
 /* out [h, w, 3] f32 in -1 .. 1 */
 void dataset_to_floats(const struct picture *p, float *out);
+
+/* dataset_mask.c. dataset_find_masks: for pictures of known size; those whose mask cannot be used become findings. dataset_add_mask:
+ * gives an upright picture its mask as alpha; dataset_take_mask: averages that over latents' pixels, mirrored if asked, and drops it.
+ * dataset_load_masks: of all pictures, to stay with cached latents; dataset_copy_mask: one of those. */
+int dataset_find_masks(struct dataset *d, struct err *err);
+int dataset_add_mask(const struct dataset *d, size_t picture, struct picture *p, struct err *err);
+void dataset_take_mask(struct picture *p, size_t factor, bool mirror, float *mask);
+int dataset_load_masks(struct dataset *d, struct err *err);
+void dataset_copy_mask(const struct dataset *d, size_t picture, bool mirror, float *mask);
 
 /* dataset_batch.c: makes the order of an epoch. */
 int dataset_order(struct dataset *d, size_t epoch, struct err *err);

@@ -40,7 +40,8 @@ static int copy_strings(struct dataset *d, struct err *err)
     const char **text[] = {&d->o.train_data_dir,        &d->o.reg_data_dir,        &d->o.in_json,
                            &d->o.dataset_config,        &d->o.resolution,          &d->o.caption_extension,
                            &d->o.caption_prefix,        &d->o.caption_suffix,      &d->o.caption_separator,
-                           &d->o.keep_tokens_separator, &d->o.secondary_separator, &d->o.face_crop_aug_range};
+                           &d->o.keep_tokens_separator, &d->o.secondary_separator, &d->o.face_crop_aug_range,
+                           &d->o.conditioning_data_dir};
 
     for (size_t i = 0; i < sizeof text / sizeof text[0]; i++)
         if (*text[i] && !(*text[i] = arena_str(&d->arena, *text[i], err)))
@@ -81,7 +82,9 @@ static int subset_of_options(const struct dataset_options *o, struct subset *s, 
                          .suffix = o->caption_suffix,
                          .color = o->color_aug,
                          .flip = o->flip_aug,
-                         .random_crop = o->random_crop};
+                         .random_crop = o->random_crop,
+                         .mask_dir = o->conditioning_data_dir,
+                         .alpha_mask = o->alpha_mask};
     return o->face_crop_aug_range ? dataset_parse_range(o->face_crop_aug_range, s->face, err) : 0;
 }
 
@@ -131,6 +134,7 @@ static int check_subsets(const struct dataset *d, struct err *err)
 {
     bool cached = d->o.cache_latents || d->o.cache_latents_to_disk;
     const char *idle = NULL;
+    bool masks = false;
 
     for (size_t i = 0; i < d->subsets; i++) {
         const struct subset *s = &d->subset[i];
@@ -138,6 +142,9 @@ static int check_subsets(const struct dataset *d, struct err *err)
         if (cached && s->color)
             return err_usage(
                 err, "--color_aug changes the pictures each time, --cache_latents encodes them once; leave one of them out");
+        if (s->mask_dir && !d->o.masked_loss)
+            return err_usage(err, "the pictures of --conditioning_data_dir '%s' are for --masked_loss; give that, too", s->mask_dir);
+        masks |= s->alpha_mask || (s->mask_dir && !s->reg);
         if (cached && (s->random_crop || s->face[1] > 0))
             idle = s->random_crop ? "random_crop" : "face_crop_aug_range";
     }
@@ -146,6 +153,8 @@ static int check_subsets(const struct dataset *d, struct err *err)
             command_warn(d->setup.run, "--face_crop_aug_range does nothing where there are buckets: leave --enable_bucket out");
             break;
         }
+    if (d->o.masked_loss && !masks)
+        return err_usage(err, "--masked_loss has no masks; give --alpha_mask or --conditioning_data_dir DIR");
     if (idle)
         command_warn(d->setup.run, "--%s does nothing with cached latents: each picture is cut once, in the middle", idle);
     return 0;
@@ -420,7 +429,7 @@ static bool any_split(const struct dataset *d)
 
 static int fill(struct dataset *d, struct err *err)
 {
-    if (copy_strings(d, err) || check_given(d, err) || scan(d, err) || dataset_read_sizes(d, err) || settle_mixed(d, err) ||
+    if (copy_strings(d, err) || check_given(d, err) || scan(d, err) || dataset_read_sizes(d, err) || dataset_find_masks(d, err) || settle_mixed(d, err) ||
         make_sizes(d, err))
         return -1;
     if (!any_to_learn(d))
@@ -436,6 +445,9 @@ static int fill(struct dataset *d, struct err *err)
             return -1;
     for (size_t i = 0; i < d->pictures; i++)
         d->subset[d->picture[i].subset].pictures++;
+    d->has_masks = dataset_has_masks(d);
+    if (d->validation)
+        d->validation->has_masks = d->has_masks;
     return any_to_learn(d) ? dataset_make_buckets(d, err)
                            : err_usage(err, "--validation_split leaves nothing to train on; make it smaller");
 }
@@ -494,6 +506,7 @@ static void free_own(struct dataset *d)
     for (size_t i = 0; i < d->pictures; i++) {
         free(d->picture[i].latents);
         free(d->picture[i].latents_flipped);
+        free(d->picture[i].mask);
     }
     free(d->picture);
     free(d->slot);

@@ -49,6 +49,10 @@
     {DATASET_ROW(T, at, random_crop), .help = "move the crop at random"}, \
     {DATASET_ROW(T, at, face_crop_aug_range), .arg = "LOW,HIGH", \
      .help = "crop around the face given in file names (_cx_cy_w_h at the end), this many times its size"}, \
+    {DATASET_ROW(T, at, alpha_mask), .help = "learn pictures only where they are opaque"}, \
+    {DATASET_ROW(T, at, masked_loss), .help = "learn pictures only where their mask is white; see the next option"}, \
+    {DATASET_ROW(T, at, conditioning_data_dir), .arg = "DIR", \
+     .help = "masks: pictures of the same names as those to learn, white (red 255) where these count"}, \
     {DATASET_ROW(T, at, cache_latents), .help = "put each picture through the VAE once and keep the result"}, \
     {DATASET_ROW(T, at, cache_latents_to_disk), \
      .help = "the same, kept beside the pictures for the next run; a changed picture or VAE is noticed"}, \

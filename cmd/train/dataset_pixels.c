@@ -178,7 +178,7 @@ bool dataset_draws_flip(const struct dataset *d, size_t picture, size_t epoch, s
 }
 
 int dataset_load(const struct dataset *d, size_t picture, size_t epoch, size_t repeat, bool augment, struct picture *out,
-                 bool *flipped, struct err *err)
+                 float *mask, bool *flipped, struct err *err)
 {
     const struct sample_picture *p = &d->picture[picture];
     const struct subset *s = &d->subset[p->subset];
@@ -189,13 +189,16 @@ int dataset_load(const struct dataset *d, size_t picture, size_t epoch, size_t r
         return err_set(err, "picture '%s' is not there, only its latents are; put it beside them to see or vary it", p->key);
     if (picture_read(out, p->path, err))
         return -1;
-    picture_drop_alpha(out);
-    if (picture_upright(out, err))
+    if (!mask)
+        picture_drop_alpha(out);
+    if (picture_upright(out, err) || (mask && dataset_add_mask(d, picture, out, err)))
         goto fail;
     augment &= !d->plain;
     *flipped = augment && draw_flip(s, &draw);
     if (shape(out, &d->group[s->group], s, p, augment ? &draw : NULL, err))
         goto fail;
+    if (mask)
+        dataset_take_mask(out, d->setup.factor, *flipped, mask);
     if (augment && s->color)
         vary_colour(out, &draw);
     if (*flipped)

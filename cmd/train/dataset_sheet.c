@@ -61,6 +61,20 @@ static void describe_cell(struct sheet *s, const struct dataset *d, const struct
     fprintf(s->html, "</figcaption></figure>\n");
 }
 
+/* What the loss does not see is darker. */
+static void darken(struct picture *p, const float *mask, size_t factor)
+{
+    size_t w = p->width / factor, h = p->height / factor;
+
+    for (size_t y = 0; y < h * factor; y++)
+        for (size_t x = 0; x < w * factor; x++)
+            for (size_t k = 0; k < 3; k++) {
+                uint8_t *v = p->data + (y * p->width + x) * 3 + k;
+
+                *v = (uint8_t)((float)*v * (0.25f + 0.75f * mask[y / factor * w + x / factor]));
+            }
+}
+
 static int add_batch(struct sheet *s, struct dataset *d, size_t epoch, size_t index, struct dataset_batch *b, struct err *err)
 {
     if (dataset_batch(d, epoch, index, b, err))
@@ -74,10 +88,12 @@ static int add_batch(struct sheet *s, struct dataset *d, size_t epoch, size_t in
             describe_cell(s, d, b, i, index, s->done);
             continue;
         }
-        if (dataset_load(d, b->picture[i], epoch, b->repeat[i], !d->has_latents, &p, &flipped, err))
+        if (dataset_load(d, b->picture[i], epoch, b->repeat[i], !d->has_latents, &p, NULL, &flipped, err))
             return -1;
         if (d->has_latents && b->flipped[i])
             dataset_mirror(&p);
+        if (b->mask)
+            darken(&p, b->mask + i * (b->width / d->setup.factor * (b->height / d->setup.factor)), d->setup.factor);
         rc = draw_cell(s, &p, s->done, err);
         picture_free(&p);
         if (rc)

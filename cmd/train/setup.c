@@ -110,7 +110,7 @@ static void fill_setup(struct trainer *t)
         .w = t->w, .ops = &t->device.ops, .net = t->net, .base = t->base.item, .base_count = t->base.count,
         .text_trained = !o->network_train_unet_only, .weighted = o->weighted_captions,
         .text_layers = t->model->text_layers, .clip_skip = o->clip_skip, .checkpoint = o->gradient_checkpointing,
-        .huber = o->loss_type != LOSS_L2,
+        .huber = o->loss_type != LOSS_L2, .masked = dataset_has_masks(t->data),
         .dropout = o->network_dropout > 0                                          ? DROP_EACH
                    : t->args.rank_dropout > 0 || t->args.module_dropout > 0 ? DROP_SAMPLE
                                                                                    : DROP_NONE};
@@ -202,6 +202,8 @@ static int open_data(struct trainer *t, struct err *err)
         return -1;
     if (o->prior_loss_target == PRIOR_MODEL && dataset_reg_samples(t->data) == 0)
         return err_usage(err, "--prior_loss_target model needs regularisation pictures; give --reg_data_dir DIR");
+    if (dataset_has_masks(t->data) && o->loss_type != LOSS_L2)
+        return err_usage(err, "a masked loss goes with --loss_type l2 only");
     return dataset_print_findings(t->data, t->run, err);
 }
 

@@ -135,11 +135,26 @@ static int write_masks(struct trainer *t, struct train_graph *g, uint64_t seed, 
     return 0;
 }
 
-/* What t->x0, t->noisy, t->target and t->sample hold. */
-static int write_samples(struct trainer *t, struct train_graph *g, size_t n, float loss_gradient, struct err *err)
+/* mask (pred - target)^2 is the square of the difference of both times sqrt(mask). The mask spread over channels takes the place of
+ * the noise, which is done with. */
+static int write_loss_mask(struct trainer *t, struct train_graph *g, const float *mask, size_t cells, struct err *err)
 {
+    for (size_t i = 0; i < cells; i++)
+        for (size_t k = 0; k < t->channels; k++) {
+            t->noise[i * t->channels + k] = sqrtf(mask[i]);
+            t->target[i * t->channels + k] *= t->noise[i * t->channels + k];
+        }
+    return run_write(g->run, g->loss_mask, t->noise, err);
+}
+
+/* What t->x0, t->noisy, t->target and t->sample hold. */
+static int write_samples(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, float loss_gradient, struct err *err)
+{
+    size_t n = b->n;
     float *row = t->row;
 
+    if (g->loss_mask != GRAPH_NONE && write_loss_mask(t, g, b->mask, n * g->shape.h * g->shape.w, err))
+        return -1;
     for (size_t i = 0; i < n; i++)
         row[i] = (float)t->sample[i].timestep;
     if (run_write(g->run, g->timestep, row, err))
@@ -220,7 +235,7 @@ int train_write_batch(struct trainer *t, struct train_graph *g, const struct dat
     if (t->o->prior_loss_target == PRIOR_MODEL && set_prior(t, b, err))
         return -1;
     pick_all(t, b->n);
-    return write_samples(t, g, b->n, (float)loss_gradient, err) || write_text(t, g, b, b->n, err) || write_masks(t, g, seed, err) ? -1
+    return write_samples(t, g, b, (float)loss_gradient, err) || write_text(t, g, b, b->n, err) || write_masks(t, g, seed, err) ? -1
                                                                                                                                   : 0;
 }
 
@@ -230,7 +245,7 @@ int train_write_validation(struct trainer *t, struct train_graph *g, const struc
         return -1;
     draw_samples(t, b, 0, true);
     pick_all(t, b->n);
-    return write_samples(t, g, b->n, 0, err) || write_text(t, g, b, b->n, err) ? -1 : 0;
+    return write_samples(t, g, b, 0, err) || write_text(t, g, b, b->n, err) ? -1 : 0;
 }
 
 /* ---- The step ---- */

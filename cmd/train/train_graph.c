@@ -92,14 +92,19 @@ static int build_text(struct train_graph *t, const struct train_setup *s, struct
 static void build_loss(struct train_graph *t, const struct train_setup *s)
 {
     struct shape per_sample = {1, {t->shape.n}}, out = graph_shape(t->g, t->out);
+    int pred = t->out;
 
     t->target = graph_input(t->g, "target", DT_F32, &out);
     t->weight = graph_input(t->g, "weight", DT_F32, &per_sample);
+    if (s->masked) {
+        t->loss_mask = graph_input(t->g, "loss mask", DT_F32, &out);
+        pred = graph_binary(t->g, OP_mul, pred, t->loss_mask, "masked prediction");
+    }
     if (s->huber) {
         t->delta = graph_input(t->g, "delta", DT_F32, &per_sample);
-        t->loss = add(t->g, OP_huber, t->out, t->target, t->delta, t->weight, "loss");
+        t->loss = add(t->g, OP_huber, pred, t->target, t->delta, t->weight, "loss");
     } else {
-        t->loss = add(t->g, OP_mse, t->out, t->target, t->weight, GRAPH_NONE, "loss");
+        t->loss = add(t->g, OP_mse, pred, t->target, t->weight, GRAPH_NONE, "loss");
     }
     graph_keep(t->g, t->loss);
 }
@@ -164,7 +169,7 @@ int train_graph_build(struct train_graph *t, const struct train_setup *s, const 
 {
     t->shape = *shape;
     t->kind = kind;
-    t->target = t->weight = t->loss = t->delta = t->ids = t->rows = t->emphasis = t->context = t->seed = GRAPH_NONE;
+    t->target = t->weight = t->loss = t->delta = t->loss_mask = t->ids = t->rows = t->emphasis = t->context = t->seed = GRAPH_NONE;
     t->g = graph_new(err);
     if (!t->g || build_forward(t, s, err) || (kind == TRAIN_STEP && differentiate(t, s, err)))
         return -1;

@@ -25,6 +25,7 @@ struct train_setup {
     size_t text_layers, clip_skip; /* 0 or 1: the last layer's output */
     bool checkpoint;   /* gradient checkpointing */
     bool huber;        /* the loss takes a width a sample */
+    bool masked;       /* the prediction is multiplied by an input before the loss; the target comes so */
     enum { DROP_NONE, DROP_SAMPLE, DROP_EACH } dropout; /* no masks, one vector a sample, or one value an activation */
 };
 
@@ -44,6 +45,7 @@ struct train_graph {
     struct run *run;
     int latents, timestep, target, weight; /* inputs [n, h, w, c], [n]; [n, h, w, c], [n], or GRAPH_NONE in TRAIN_PRIOR */
     int delta;    /* [n] of huber, or GRAPH_NONE */
+    int loss_mask; /* [n, h, w, c] square roots of the loss's mask, or GRAPH_NONE */
     int ids;      /* [n * chunks, 77] i32, or GRAPH_NONE */
     int rows;     /* [n, tokens] i32: which rows of the text encoder's output make the context; GRAPH_NONE with one chunk */
     int emphasis; /* [n, tokens, width] of weighted captions, or GRAPH_NONE */

@@ -127,6 +127,7 @@ refused 2 "--network_args has no 'conv_dimm'" --network_args conv_dimm=4
 refused 2 "has 3 numbers; give 25" --network_args block_dims=1,2,3
 refused 2 "only networks.lora is" --network_module lycoris.kohya
 refused 2 "has 1 numbers for 0 files of --base_weights" --base_weights_multiplier 0.5
+refused 2 "a masked loss goes with --loss_type l2 only" --alpha_mask --loss_type huber
 refused 2 "needs regularisation pictures" --prior_loss_target model
 refused 2 "needs --initial_step N or --initial_epoch N" --skip_until_initial_step
 refused 2 "--initial_step leaves none of 12 steps" --initial_step 12
