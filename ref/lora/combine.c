@@ -34,7 +34,7 @@ static int reserve(struct combine_work *w, size_t out, size_t in, size_t r, stru
                        out, in, r);
     if (!mem_mul(out + in + 2 * COMBINE_ROWS, r, &sides) || !mem_mul(sides, 2 * sizeof(float) + 2 * sizeof(double), &sides) ||
         !mem_mul(r, r, &cores) || !mem_mul(cores, 10 * sizeof(double), &cores) || !mem_add(sides, cores, &need) ||
-        !mem_add(need, 4 * (out + in + 64 * r) * sizeof(double) + 64 * MEM_ALIGN, &need))
+        !mem_add(need, 4 * (out + in + 64 * r + 65 * 64) * sizeof(double) + 64 * MEM_ALIGN, &need))
         return err_memory(err, (unsigned long long)-1, "the factors of a module");
     if (need <= w->size)
         return 0;

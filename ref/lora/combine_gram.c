@@ -100,6 +100,13 @@ static void expand(float *up, float *down, const struct stack *k, size_t rank, c
         memcpy(down, down_t, rank * r * sizeof *down);
 }
 
+/* Scratch of sormtr and dormtr for r vectors or fewer: what LAPACK's own query says is too little for their blocked form
+ * (blocks of 64 at most, and 65 x 64 for a block's triangle), and they go reflector by reflector in almost twice the time. */
+static size_t ormtr_work(size_t r)
+{
+    return 64 * r + 65 * 64;
+}
+
 /* ---- The core in f32 ---- */
 
 /* Whether f32 eigenvectors are good enough for a cut after `rank`. They are exact for a matrix that is off by some
@@ -147,7 +154,7 @@ static bool core_f32(float *up, float *down, struct combined *c, struct stack *k
     size_t r = k->r, rank = rule->max_rank, n = r * r;
     double *sv = combine_take(k, r, sizeof *sv), largest = 0, cut = 0;
     float *s = combine_take(k, r, sizeof *s), *d = combine_take(k, r, sizeof *d), *e = combine_take(k, r, sizeof *e);
-    float *tau = combine_take(k, r, sizeof *tau), *z = combine_take(k, n, sizeof *z), *up_t, *down_t;
+    float *tau = combine_take(k, r, sizeof *tau), *z = combine_take(k, n, sizeof *z), *up_t, *down_t, *work;
 
     for (size_t i = 0; i < r; i++)
         largest = fabs(k->s[i]) > largest ? fabs(k->s[i]) : largest;
@@ -170,8 +177,9 @@ static bool core_f32(float *up, float *down, struct combined *c, struct stack *k
     if (!f32_suffices(cut, (double)d[r - 1], rank))
         return false;
     combine_choose(c, rule, sv, k, sqrt(4 * (double)r) * 0x1p-26); /* the cut is far above f32's noise, so all kept are */
-    if (c->rank != rank ||
-        LAPACKE_sormtr(LAPACK_COL_MAJOR, 'L', 'L', 'N', (int)r, (int)rank, gu, (int)r, tau, z + (r - rank) * r, (int)r))
+    work = combine_take(k, ormtr_work(rank), sizeof *work);
+    if (c->rank != rank || LAPACKE_sormtr_work(LAPACK_COL_MAJOR, 'L', 'L', 'N', (int)r, (int)rank, gu, (int)r, tau,
+                                               z + (r - rank) * r, (int)r, work, (int)ormtr_work(rank)))
         return false;
     up_t = combine_take(k, rank * r, sizeof *up_t);
     down_t = gu;
@@ -206,6 +214,7 @@ static int eigen_f64(double *v, double *sv, double *a, double *z, struct combine
 {
     size_t r = k->r;
     double *d = combine_take(k, r, sizeof *d), *e = combine_take(k, r, sizeof *e), *tau = combine_take(k, r, sizeof *tau), *top;
+    double *work = combine_take(k, ormtr_work(r), sizeof *work);
 
     if (LAPACKE_dsytrd(LAPACK_COL_MAJOR, 'L', (int)r, a, (int)r, d, e, tau) ||
         LAPACKE_dstedc(LAPACK_COL_MAJOR, 'I', (int)r, d, e, z, (int)r))
@@ -214,7 +223,8 @@ static int eigen_f64(double *v, double *sv, double *a, double *z, struct combine
         sv[i] = d[r - 1 - i] > 0 ? sqrt(d[r - 1 - i]) : 0;
     combine_choose(c, rule, sv, k, sqrt(4 * (double)r * 0x1p-52));
     top = z + (r - c->rank) * r;
-    if (LAPACKE_dormtr(LAPACK_COL_MAJOR, 'L', 'L', 'N', (int)r, (int)c->rank, a, (int)r, tau, top, (int)r))
+    if (LAPACKE_dormtr_work(LAPACK_COL_MAJOR, 'L', 'L', 'N', (int)r, (int)c->rank, a, (int)r, tau, top, (int)r, work,
+                            (int)ormtr_work(r)))
         return -1;
     for (size_t i = 0; i < c->rank; i++)
         memcpy(v + i * r, top + (c->rank - 1 - i) * r, r * sizeof *v);
