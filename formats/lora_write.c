@@ -10,6 +10,7 @@
 #include "formats/lora_inside.h"
 #include "formats/output_folder.h"
 #include "formats/tensor_writer.h"
+#include "ref/base/thread.h"
 
 enum { PIECE = 1 << 15, LEGACY_AT = 0x100000, LEGACY_BYTES = 0x10000 };
 
@@ -28,11 +29,15 @@ struct job { /* one file */
     size_t n;
     struct metadata_item *metadata;
     size_t n_metadata;
+    uint64_t hashed_header;   /* the header's bytes in the file of which the legacy hash is one */
+    char *model_hash, *legacy_hash; /* NULL, or metadata's texts, filled in while the data is written */
+    struct tensor_writer *writer;
     struct arena arena;
-    struct { /* conversion buffers */
-        double wide[PIECE], back[PIECE];
-        unsigned char out[PIECE * 8];
-    } *buf;
+};
+
+struct buffers { /* of one pass over the data: out holds a piece as the file has it */
+    double wide[PIECE], back[PIECE];
+    unsigned char out[PIECE * 8];
 };
 
 static double scale_of(const struct lora_out *m)
@@ -88,9 +93,9 @@ static size_t values_of(const struct factor *t)
     return t->role == LORA_ALPHA ? 1 : t->role == LORA_UP ? m->out * m->rank : m->rank * m->in * m->kh * m->kw;
 }
 
-/* Bytes of elements [first, first + n) of a tensor as the file has them, n <= PIECE, in j->buf->out. *inexact is set when a
- * product had to be rounded. */
-static int convert(struct job *j, size_t i, size_t first, size_t n, bool *inexact, struct err *err)
+/* Bytes of elements [first, first + n) of a tensor as the file has them, n <= PIECE, in b->out. *inexact is set when a product
+ * had to be rounded. */
+static int convert(const struct job *j, struct buffers *b, size_t i, size_t first, size_t n, bool *inexact, struct err *err)
 {
     const struct factor *t = &j->tensor[i];
     const struct lora_out *m = t->module;
@@ -99,23 +104,23 @@ static int convert(struct job *j, size_t i, size_t first, size_t n, bool *inexac
     size_t bad;
 
     if (t->role == LORA_ALPHA) {
-        dtype_convert(j->buf->out, to, &m->alpha, DT_F64, 1);
+        dtype_convert(b->out, to, &m->alpha, DT_F64, 1);
         return 0;
     }
     from += first * dtype_size(m->dtype);
     if (folds(j, t)) {
-        dtype_convert(j->buf->wide, DT_F64, from, m->dtype, n);
+        dtype_convert(b->wide, DT_F64, from, m->dtype, n);
         for (size_t k = 0; k < n; k++)
-            j->buf->wide[k] *= scale_of(m);
-        dtype_convert(j->buf->out, to, j->buf->wide, DT_F64, n);
-        dtype_convert(j->buf->back, DT_F64, j->buf->out, to, n);
-        *inexact = *inexact || memcmp(j->buf->wide, j->buf->back, n * sizeof *j->buf->wide) != 0;
+            b->wide[k] *= scale_of(m);
+        dtype_convert(b->out, to, b->wide, DT_F64, n);
+        dtype_convert(b->back, DT_F64, b->out, to, n);
+        *inexact = *inexact || memcmp(b->wide, b->back, n * sizeof *b->wide) != 0;
     } else if (to == m->dtype) {
-        memcpy(j->buf->out, from, n * dtype_size(to));
+        memcpy(b->out, from, n * dtype_size(to));
     } else {
-        dtype_convert(j->buf->out, to, from, m->dtype, n);
+        dtype_convert(b->out, to, from, m->dtype, n);
     }
-    bad = dtype_find_nonfinite(j->buf->out, to, n);
+    bad = dtype_find_nonfinite(b->out, to, n);
     if (bad < n)
         return err_set(err, "cannot write '%s': tensor '%s': the value at element %zu is NaN, infinite or too large for %s; use "
                             "--save_precision float", j->path, j->spec[i].name, first + bad, dtype_name(to));
@@ -145,34 +150,46 @@ static int add_metadata(struct job *j, const char *key, const char *value, struc
     return 0;
 }
 
-/* Data in file order through both hashes, as if the header had `header` bytes. */
-static int hash_data(struct job *j, const size_t *order, uint64_t header, char model[SHA256_TEXT], char legacy[SHA256_TEXT],
-                     struct err *err)
+/* A text of `digits` zeros for now; NULL with err filled. */
+static char *add_hash(struct job *j, const char *key, int digits, struct err *err)
+{
+    char *text = arena_printf(&j->arena, err, "%0*d", digits, 0);
+
+    if (text)
+        j->metadata[j->n_metadata++] = (struct metadata_item){key, text};
+    return text;
+}
+
+/* Data in file order through both hashes. */
+static int hash_data(const struct job *j, struct buffers *b, struct err *err)
 {
     struct sha256 whole, window;
-    uint64_t at = header;
+    char text[SHA256_TEXT];
+    uint64_t at = j->hashed_header;
     bool ignored = false;
 
     sha256_start(&whole);
     sha256_start(&window);
     for (size_t k = 0; k < j->n; k++) {
-        size_t i = order[k], total = values_of(&j->tensor[i]), size = dtype_size(j->spec[i].dtype);
+        size_t i = tensor_writer_order(j->writer, k), total = values_of(&j->tensor[i]), size = dtype_size(j->spec[i].dtype);
 
         for (size_t first = 0; first < total; first += PIECE) {
             size_t n = total - first < PIECE ? total - first : PIECE;
             uint64_t from = at > LEGACY_AT ? at : LEGACY_AT, end = at + n * size;
             uint64_t to = end < LEGACY_AT + LEGACY_BYTES ? end : LEGACY_AT + LEGACY_BYTES;
 
-            if (convert(j, i, first, n, &ignored, err) != 0)
+            if (convert(j, b, i, first, n, &ignored, err) != 0)
                 return -1;
-            sha256_add(&whole, j->buf->out, n * size);
+            sha256_add(&whole, b->out, n * size);
             if (from < to)
-                sha256_add(&window, j->buf->out + (from - at), (size_t)(to - from));
+                sha256_add(&window, b->out + (from - at), (size_t)(to - from));
             at = end;
         }
     }
-    sha256_text(&whole, model);
-    sha256_text(&window, legacy);
+    sha256_text(&whole, j->model_hash);
+    sha256_text(&window, text);
+    if (j->legacy_hash)
+        memcpy(j->legacy_hash, text, HASH_LEGACY_TEXT - 1);
     return 0;
 }
 
@@ -181,14 +198,12 @@ static int by_key(const void *a, const void *b)
     return strcmp(((const struct metadata_item *)a)->key, ((const struct metadata_item *)b)->key);
 }
 
-/* sshs_model_hash and sshs_legacy_hash. The latter looks at bytes from 1 MiB on of the file that it would be with ss_* keys
- * alone, so that file is laid out (not written) by the format itself. */
+/* Places for sshs_model_hash and sshs_legacy_hash. The latter looks at bytes from 1 MiB on of the file that it would be with ss_*
+ * keys alone, so that file is laid out (not written) by the format itself. */
 static int add_hashes(struct job *j, struct err *err)
 {
     struct tensor_writer w = {.path = j->path, .format = &format_safetensors, .n = j->n};
     struct metadata_item *ss = mem_zero(j->n_metadata, sizeof *ss, "metadata", err);
-    char model[SHA256_TEXT], legacy[SHA256_TEXT];
-    uint64_t header;
     int rc = -1;
 
     w.slot = mem_zero(j->n, sizeof *w.slot, "a list of tensors", err);
@@ -207,12 +222,11 @@ static int add_hashes(struct job *j, struct err *err)
     w.metadata = ss;
     if (format_safetensors.writer->layout(&w, err) != 0)
         goto out;
-    header = w.slot[w.order[0]].offset;
-    if (hash_data(j, w.order, header, model, legacy, err) != 0 || add_metadata(j, "sshs_model_hash", model, err) != 0)
+    j->hashed_header = w.slot[w.order[0]].offset;
+    if (!(j->model_hash = add_hash(j, "sshs_model_hash", SHA256_TEXT - 1, err)))
         goto out;
-    legacy[HASH_LEGACY_TEXT - 1] = 0;
-    if (w.n_metadata > 0 && header <= LEGACY_AT) {
-        if (add_metadata(j, "sshs_legacy_hash", legacy, err) != 0)
+    if (w.n_metadata > 0 && j->hashed_header <= LEGACY_AT) {
+        if (!(j->legacy_hash = add_hash(j, "sshs_legacy_hash", HASH_LEGACY_TEXT - 1, err)))
             goto out;
         j->report->legacy_hash = true;
     }
@@ -262,17 +276,17 @@ static int make_metadata(struct job *j, const struct lora_out *const *modules, s
 
 /* ---- One file ---- */
 
-static int put_all(struct job *j, struct tensor_writer *w, struct err *err)
+static int put_all(const struct job *j, struct buffers *b, struct err *err)
 {
     for (size_t k = 0; k < j->n; k++) {
-        size_t i = tensor_writer_order(w, k), total = values_of(&j->tensor[i]), size = dtype_size(j->spec[i].dtype);
+        size_t i = tensor_writer_order(j->writer, k), total = values_of(&j->tensor[i]), size = dtype_size(j->spec[i].dtype);
         bool inexact = false;
 
         for (size_t first = 0; first < total; first += PIECE) {
             size_t n = total - first < PIECE ? total - first : PIECE;
 
-            if (convert(j, i, first, n, &inexact, err) != 0 ||
-                tensor_writer_put_part(w, i, first * size, n * size, j->buf->out, err) != 0)
+            if (convert(j, b, i, first, n, &inexact, err) != 0 ||
+                tensor_writer_put_part(j->writer, i, first * size, n * size, b->out, err) != 0)
                 return -1;
         }
         j->report->folded += folds(j, &j->tensor[i]);
@@ -281,18 +295,26 @@ static int put_all(struct job *j, struct tensor_writer *w, struct err *err)
     return 0;
 }
 
+/* Writing and hashing take as long as each other: two threads go over the data. */
+static int pass(void *ctx, size_t index, struct err *err)
+{
+    struct buffers *b = mem_new(sizeof *b, "a piece of a tensor", err);
+    int rc = b ? (index == 0 ? put_all : hash_data)(ctx, b, err) : -1;
+
+    free(b);
+    return rc;
+}
+
 /* Writes modules [n], already in the layout's order, to one file. */
 static int write_one(const char *path, const struct lora_out *const *modules, size_t n, const struct lora_write_options *o,
                      struct lora_write_report *report, struct err *err)
 {
     struct job j = {.path = path, .o = o, .report = report, .has_alpha = o->layout == LORA_KOHYA || o->layout == LORA_PEFT};
-    struct tensor_writer *w = NULL;
     int rc = -1;
 
     j.tensor = mem_zero(n, 3 * sizeof *j.tensor, "a list of tensors", err);
     j.spec = mem_zero(n, 3 * sizeof *j.spec, "a list of tensors", err);
-    j.buf = mem_new(sizeof *j.buf, "a piece of a tensor", err);
-    if (!j.tensor || !j.spec || !j.buf)
+    if (!j.tensor || !j.spec)
         goto out;
     for (size_t i = 0, of_part = 0; i < n; i++) {
         of_part = i > 0 && modules[i]->part == modules[i - 1]->part ? of_part + 1 : 0;
@@ -301,18 +323,17 @@ static int write_one(const char *path, const struct lora_out *const *modules, si
             goto out;
     }
     if (make_metadata(&j, modules, n, err) != 0 ||
-        tensor_writer_open(&w, path, NULL, j.spec, j.n, j.metadata, j.n_metadata, err) != 0)
+        tensor_writer_open(&j.writer, path, NULL, j.spec, j.n, j.metadata, j.n_metadata, err) != 0)
         goto out;
-    if (put_all(&j, w, err) != 0) {
-        tensor_writer_abort(w);
+    if (thread_for(j.model_hash ? 2 : 1, pass, &j, err) != 0) {
+        tensor_writer_abort(j.writer);
         goto out;
     }
-    rc = tensor_writer_commit(w, err);
+    rc = tensor_writer_commit(j.writer, err);
 out:
     free(j.tensor);
     free(j.spec);
     free(j.metadata);
-    free(j.buf);
     arena_free(&j.arena);
     return rc;
 }

@@ -349,9 +349,21 @@ static int add_metadata(const struct tensor_writer *w, struct text *t, struct er
     return addf(t, err, w->n > 0 ? "}," : "}");
 }
 
-static int add_tensor(const struct tensor_writer *w, struct text *t, const struct tensor_slot *s, const char *dtype,
-                      struct err *err)
+static size_t rank_of(enum dtype dtype)
 {
+    size_t i = 0;
+
+    while (types[i].dtype != dtype)
+        i++;
+    return i;
+}
+
+/* data: the position that offsets count from. */
+static int add_tensor(const struct tensor_writer *w, struct text *t, const struct tensor_slot *s, uint64_t data, struct err *err)
+{
+    const char *dtype = types[rank_of(s->spec.dtype)].name;
+    uint64_t begin = s->offset - data;
+
     if (strcmp(s->spec.name, "__metadata__") == 0)
         return err_set(err, "cannot write '%s': no tensor may have the name '__metadata__'", w->path);
     if (check_utf8(w, "the tensor name", s->spec.name, err) != 0 || add_string(t, s->spec.name, err) != 0 ||
@@ -360,16 +372,7 @@ static int add_tensor(const struct tensor_writer *w, struct text *t, const struc
     for (int i = 0; i < s->spec.shape.ndim; i++)
         if (addf(t, err, "%s%zu", i ? "," : "", s->spec.shape.dim[i]) != 0)
             return -1;
-    return addf(t, err, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", s->offset, s->offset + s->nbytes);
-}
-
-static size_t rank_of(enum dtype dtype)
-{
-    size_t i = 0;
-
-    while (types[i].dtype != dtype)
-        i++;
-    return i;
+    return addf(t, err, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", begin, begin + s->nbytes);
 }
 
 static int by_layout(const void *a, const void *b)
@@ -397,13 +400,31 @@ static int sort_slots(struct tensor_writer *w, struct err *err)
     return 0;
 }
 
+/* The length and the JSON. data: the position of the first tensor's bytes as the slots have it. */
+static int compose(const struct tensor_writer *w, uint64_t data, struct err *err)
+{
+    struct text *t = w->impl;
+
+    t->n = 0;
+    if (addf(t, err, "%-8s{", "") != 0 || add_metadata(w, t, err) != 0)
+        return -1;
+    for (size_t k = 0; k < w->n; k++)
+        if ((k > 0 && add(t, ",", 1, err) != 0) || add_tensor(w, t, &w->slot[w->order[k]], data, err) != 0)
+            return -1;
+    if (add(t, "}", 1, err) != 0 || (t->n % 8 && addf(t, err, "%*s", (int)(8 - t->n % 8), "") != 0))
+        return -1;
+    for (size_t i = 0; i < LENGTH; i++)
+        t->s[i] = (char)((t->n - LENGTH) >> (8 * i) & 0xff);
+    return 0;
+}
+
 static int layout(struct tensor_writer *w, struct err *err)
 {
     struct text *t = arena_alloc(&w->arena, sizeof *t, err);
     uint64_t at = 0;
 
     w->impl = t;
-    if (!t || sort_slots(w, err) != 0 || addf(t, err, "%-8s{", "") != 0 || add_metadata(w, t, err) != 0)
+    if (!t || sort_slots(w, err) != 0)
         return -1;
     for (size_t k = 0; k < w->n; k++) {
         struct tensor_slot *s = &w->slot[w->order[k]];
@@ -412,26 +433,28 @@ static int layout(struct tensor_writer *w, struct err *err)
         if (s->nbytes > INT64_MAX / 2 - at)
             return err_set(err, "cannot write '%s': its tensors are larger than any file", w->path);
         at += s->nbytes;
-        if ((k > 0 && add(t, ",", 1, err) != 0) || add_tensor(w, t, s, types[rank_of(s->spec.dtype)].name, err) != 0)
-            return -1;
     }
-    if (add(t, "}", 1, err) != 0 || (t->n % 8 && addf(t, err, "%*s", (int)(8 - t->n % 8), "") != 0))
+    if (compose(w, 0, err) != 0)
         return -1;
     if (t->n - LENGTH > HEADER_MAX)
         return err_set(err, "cannot write '%s': its header would have %zu bytes, a safetensors file may have %d", w->path,
                        t->n - LENGTH, HEADER_MAX);
-    for (size_t i = 0; i < LENGTH; i++)
-        t->s[i] = (char)((t->n - LENGTH) >> (8 * i) & 0xff);
     for (size_t i = 0; i < w->n; i++)
         w->slot[i].offset += t->n;
     w->total = t->n + at;
     return 0;
 }
 
+/* The header again: metadata may have got its values meanwhile. */
 static int finish(struct tensor_writer *w, struct err *err)
 {
     const struct text *t = w->impl;
+    size_t n = t->n;
 
+    if (compose(w, n, err) != 0)
+        return -1;
+    if (t->n != n)
+        return err_set(err, "cannot write '%s': its metadata has grown from %zu to %zu bytes; please report this", w->path, n, t->n);
     return output_write_at(w->out, 0, t->s, t->n, err);
 }
 

@@ -20,7 +20,8 @@ struct tensor_writer;
  * canonical order (for safetensors: the order its reference library writes), whatever the order of specs.
  * metadata [n_metadata] may be NULL; formats without a place for it ignore it (torch's take TORCH_META_ROOT and the counters
  * beside it, see torch_state.h: they put the tensors under "state_dict"). Names must be unique and valid UTF-8; so must
- * be metadata's keys and values. The array specs itself and metadata need not outlive the call, their strings do. */
+ * be metadata's keys and values. The array specs itself and metadata need not outlive the call, their strings do: a
+ * safetensors header is written at the end, and the text of a value may change until then where its length does not. */
 int tensor_writer_open(struct tensor_writer **out, const char *path, const struct tensor_format *format,
                        const struct tensor_spec *specs, size_t n, const struct metadata_item *metadata, size_t n_metadata,
                        struct err *err);
