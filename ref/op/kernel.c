@@ -154,9 +154,52 @@ SIMD_CLONES static void turn(float *restrict dst, size_t width, const float *res
             dst[r * width + c] = src[c * ld + r];
 }
 
+/* Neighbours of a and b in turn, of the low or the high half of each quarter: single elements, then pairs; and whole quarters, the
+ * even or the odd ones. */
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define LOW2(a, b) __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define HIGH2(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#define EVEN4(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define ODD4(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+
+/* 16 x 16 in registers. In between, quarter q of c[g + j] holds element 4 * q + j of the lines g .. g + 3. */
+SIMD_V4 static void turn_sixteen(float *restrict dst, size_t width, const float *restrict src, size_t ld)
+{
+    sixteen a[16], c[16];
+
+    _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) a[i] = *(const sixteen *)(src + (size_t)i * ld);
+    _Pragma("GCC unroll 4") for (int g = 0; g < 16; g += 4) {
+        sixteen low = LOW(a[g], a[g + 1]), high = HIGH(a[g], a[g + 1]);
+        sixteen low2 = LOW(a[g + 2], a[g + 3]), high2 = HIGH(a[g + 2], a[g + 3]);
+
+        c[g] = LOW2(low, low2);
+        c[g + 1] = HIGH2(low, low2);
+        c[g + 2] = LOW2(high, high2);
+        c[g + 3] = HIGH2(high, high2);
+    }
+    _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++) {
+        sixteen even = EVEN4(c[j], c[4 + j]), odd = ODD4(c[j], c[4 + j]);
+        sixteen even2 = EVEN4(c[8 + j], c[12 + j]), odd2 = ODD4(c[8 + j], c[12 + j]);
+        float *y = dst + (size_t)j * width;
+
+        *(sixteen *)y = EVEN4(even, even2);
+        *(sixteen *)(y + 4 * width) = EVEN4(odd, odd2);
+        *(sixteen *)(y + 8 * width) = ODD4(even, even2);
+        *(sixteen *)(y + 12 * width) = ODD4(odd, odd2);
+    }
+}
+
 void kernel_set_turn(float *dst, size_t width, const float *src, size_t ld, size_t rows, size_t cols)
 {
-    turn(dst, width, src, ld, rows, cols);
+    bool v4 = simd_level() == SIMD_LEVEL_V4;
+    size_t r = v4 ? rows / 16 * 16 : 0, c = r ? cols / 16 * 16 : 0;
+
+    for (size_t i = 0; i < r; i += 16)
+        for (size_t j = 0; j < c; j += 16)
+            turn_sixteen(dst + i * width + j, width, src + j * ld + i, ld);
+    turn(dst + r * width, width, src + r, ld, rows - r, c);
+    turn(dst + c, width, src + c * ld, ld, rows, cols - c);
 }
 
 /* A panel's columns of another type are converted a piece at a time, on the stack. */
@@ -212,19 +255,20 @@ static int height_of(const struct kernel_set *s, size_t left)
     return h;
 }
 
+/* A panel stays in the first cache while the rows go by. */
 void kernel_multiply(const struct kernel_call *c)
 {
     const struct kernel_set *s = c->bf16 ? kernel_set_bf16() : kernel_set();
+    const float *b = c->packed;
 
-    for (size_t r = 0, rows; r < c->rows; r += rows) {
-        const float *b = c->packed;
-        int h = height_of(s, c->rows - r);
+    for (size_t col = 0, width; col < c->cols; col += width, b += c->k * width) {
+        int w = width_of(s, c->cols - col);
 
-        rows = s->height[h];
-        for (size_t col = 0, width; col < c->cols; col += width, b += c->k * width) {
-            int w = width_of(s, c->cols - col);
+        width = s->width[w];
+        for (size_t r = 0, rows; r < c->rows; r += rows) {
+            int h = height_of(s, c->rows - r);
 
-            width = s->width[w];
+            rows = s->height[h];
             if (width > c->cols - col)
                 edge(c, s->tile[h][w], width, r, rows, col, b);
             else
