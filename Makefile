@@ -39,7 +39,7 @@ TEST_BIN := $(TEST_SRC:tests/%.c=$(OUT)/tests/%)
 FUZZ_BIN := $(FUZZ_SRC:tests/%.c=$(OUT)/tests/%)
 # Plug-ins: shared libraries that a device name opens (offload/offload.h). They carry what they use of ref/base themselves.
 PLUGIN_DIR := $(dir $(BIN))plugins
-PLUGIN_BASE := $(patsubst %,$(OUT)/pic/ref/base/%.o,dtype err mem slab tensor)
+PLUGIN_BASE := $(patsubst %,$(OUT)/pic/ref/base/%.o,dtype err half mem slab tensor)
 ifeq ($(HAVE_DNNL),yes)
 PLUGINS += $(PLUGIN_DIR)/lora-dnnl.so
 endif

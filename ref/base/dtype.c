@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "ref/base/half.h"
 #include "ref/base/simd.h"
 
 static const struct {
@@ -152,10 +153,10 @@ uint16_t dtype_f32_to_bf16(float f)
             y[i] = expr;                                                                        \
     }
 
-CONVERT(f16_f32, float, uint16_t, f16_to_f32(x[i]))
+CONVERT(f16_f32_plain, float, uint16_t, f16_to_f32(x[i]))
 CONVERT(bf16_f32, float, uint16_t, bf16_to_f32(x[i]))
 CONVERT(f64_f32, float, double, (float)x[i])
-CONVERT(f32_f16, uint16_t, float, f32_to_f16(x[i]))
+CONVERT(f32_f16_plain, uint16_t, float, f32_to_f16(x[i]))
 CONVERT(bf16_f16, uint16_t, uint16_t, f32_to_f16(bf16_to_f32(x[i])))
 CONVERT(f64_f16, uint16_t, double, f32_to_f16(f64_to_f32_odd(x[i])))
 CONVERT(f32_bf16, uint16_t, float, f32_to_bf16(x[i]))
@@ -164,6 +165,18 @@ CONVERT(f64_bf16, uint16_t, double, f32_to_bf16(f64_to_f32_odd(x[i])))
 CONVERT(f32_f64, double, float, (double)x[i])
 CONVERT(f16_f64, double, uint16_t, (double)f16_to_f32(x[i]))
 CONVERT(bf16_f64, double, uint16_t, (double)bf16_to_f32(x[i]))
+
+static void f16_f32(void *restrict dst, const void *restrict src, size_t n)
+{
+    if (!half_to_f32(dst, src, n))
+        f16_f32_plain(dst, src, n);
+}
+
+static void f32_f16(void *restrict dst, const void *restrict src, size_t n)
+{
+    if (!half_from_f32(dst, src, n))
+        f32_f16_plain(dst, src, n);
+}
 
 typedef void convert_fn(void *restrict dst, const void *restrict src, size_t n);
 
