@@ -218,8 +218,11 @@ void kernel_pack_transposed(float *dst, size_t k, size_t at, const void *src, en
             size_t count = rows - r < PIECE ? rows - r : PIECE;
             float line[KERNEL_WIDEST * PIECE];
 
-            for (size_t j = 0; j < cols; j++)
+            for (size_t j = 0; j < cols; j++) {
+                if (r + PIECE < rows)
+                    kernel_set_expect(element(src, dtype, (c + j) * ld + r + PIECE), PIECE * dtype_size(dtype));
                 dtype_convert(line + j * PIECE, DT_F32, element(src, dtype, (c + j) * ld + r), dtype, count);
+            }
             kernel_set_turn(dst + (at + r) * width, width, line, PIECE, count, cols);
         }
         if (dtype == DT_F32)

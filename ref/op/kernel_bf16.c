@@ -117,8 +117,11 @@ void kernel_pack_pairs_transposed(float *dst, size_t pairs, size_t at, const voi
             size_t count = rows - r < PIECE ? rows - r : PIECE;
             float line[KERNEL_WIDEST * PIECE / 2];
 
-            for (size_t j = 0; j < cols; j++)
+            for (size_t j = 0; j < cols; j++) {
+                if (r + PIECE < rows)
+                    kernel_set_expect(element(src, dtype, (c + j) * ld + r + PIECE), PIECE * dtype_size(dtype));
                 narrow(line + j * PIECE / 2, element(src, dtype, (c + j) * ld + r), dtype, count);
+            }
             kernel_set_turn(dst + (at + r / 2) * width, width, line, PIECE / 2, kernel_pairs(count), cols);
         }
         kernel_set_clear(dst + at * width, kernel_pairs(rows), cols, width);
