@@ -144,7 +144,7 @@ def train(case, o, x, dtype):
     groups = [{"params": lora.groups["unet"], "lr": o["unet_lr"]}]
     if o["te"]:
         groups.insert(0, {"params": lora.groups["te"], "lr": o["te_lr"]})
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = o.get("optimizer", torch.optim.AdamW)(groups)
     params = [p for q in groups for p in q["params"]]
     r = {}
     losses = []
@@ -219,10 +219,11 @@ def init():
             out[f"init/{path}"] = last(down.weight.detach()).flatten()[-8:].clone()
 
 
-case("eps", ("losses", "grad", "last"))
-case("v", ("losses", "last"), v=True, min_snr=5.0, clip_skip=2, chunks=2, max_grad_norm=0.05)
-case("unet", ("losses", "grad"), te=False, huber=True, conv_dim=2, conv_alpha=1.0, h=5, w=3)
-case("drop", ("losses", "grad", "mask"), rank_dropout=0.3)
-init()
-save_file(out, sys.argv[1], metadata={"cases": json.dumps(cases), "error": json.dumps(errors), "tensors": json.dumps(tensors)})
-print(len(out), "tensors", sum(v.numel() for v in out.values()) * 4, "bytes")
+if __name__ == "__main__":
+    case("eps", ("losses", "grad", "last"))
+    case("v", ("losses", "last"), v=True, min_snr=5.0, clip_skip=2, chunks=2, max_grad_norm=0.05)
+    case("unet", ("losses", "grad"), te=False, huber=True, conv_dim=2, conv_alpha=1.0, h=5, w=3)
+    case("drop", ("losses", "grad", "mask"), rank_dropout=0.3)
+    init()
+    save_file(out, sys.argv[1], metadata={"cases": json.dumps(cases), "error": json.dumps(errors), "tensors": json.dumps(tensors)})
+    print(len(out), "tensors", sum(v.numel() for v in out.values()) * 4, "bytes")

@@ -123,7 +123,7 @@ static void start_factors(struct subject *s)
     }
 }
 
-static void make_optimizer(struct subject *s)
+static void make_optimizer(struct subject *s, const char *kind)
 {
     struct optim_tensor *list = calloc(2 * s->net->count, sizeof *list);
     struct optim_options options = {.groups = 2};
@@ -141,7 +141,7 @@ static void make_optimizer(struct subject *s)
         s->grads[n] = m->dup;
         list[n++] = (struct optim_tensor){m->up.data, m->up.shape, m->spec.group};
     }
-    MUST(optim_new(&s->optim, "AdamW", NULL, 0, &options, list, n, &err));
+    MUST(optim_new(&s->optim, kind, NULL, 0, &options, list, n, &err));
     free(list);
 }
 
@@ -180,7 +180,7 @@ static void open_subject(struct subject *s, const char *name, bool checkpoint)
     MUST(run_new(&s->t.run, s->t.g, &s->ops, &err));
     MUST(weights_load(s->w, &err));
     s->scratch = calloc(s->net->size, sizeof *s->scratch);
-    make_optimizer(s);
+    make_optimizer(s, "AdamW");
 }
 
 static void close_subject(struct subject *s)
@@ -456,6 +456,102 @@ static void test_dropout(void **state)
     train("drop", true, STEPS, 132);
 }
 
+/* How much of a golden factor's elements lies further off than f32's roundings let AdamW's: 16 roundings of the largest, and 1e-3
+ * of a step, ten times. Whatever happens, no element is further than two whole ways of ten steps of that rate. */
+static double share_off(const struct subject *s, const char *key, const float *got, size_t got_count, double lr)
+{
+    char name[400];
+    size_t n, off = 0;
+    float *want;
+    double size = 0;
+
+    snprintf(name, sizeof name, "%s/%s", s->name, key);
+    want = golden_f32(file, name, &n);
+    assert_int_equal(n, got_count);
+    for (size_t i = 0; i < n; i++)
+        size = fmax(size, fabs((double)want[i]));
+    for (size_t i = 0; i < n; i++) {
+        double d = fabs((double)got[i] - (double)want[i]);
+
+        if (d > 2 * 10 * lr)
+            fail_msg("%s: element %zu is off by %g", name, i, d);
+        off += d > 16 * 0x1p-24 * size + 10 * 1e-3 * lr;
+    }
+    free(want);
+    return (double)off / (double)n;
+}
+
+/* Ten steps with the named optimizer against bitsandbytes' AdamW8bit: the largest share of a factor's elements that is off, and of
+ * the losses the largest relative difference. */
+static void train8(const char *kind, double *share, double *loss)
+{
+    const double lr[2] = {5e-4, 1e-3};
+    struct subject s;
+    struct err err = {0};
+    float *want;
+    size_t compared = 0;
+
+    open_subject(&s, "adam8", false);
+    optim_free(s.optim);
+    free(s.grads);
+    make_optimizer(&s, kind);
+    *share = *loss = 0;
+    want = stored(&s, "losses");
+    for (size_t i = 0; i < STEPS; i++) {
+        *loss = fmax(*loss, fabs((double)one_step(&s, i) / (double)want[i] - 1));
+        MUST(optim_step(s.optim, s.grads, optim_clip(optim_norm(s.optim, s.grads), 1), lr, &err));
+    }
+    for (size_t i = 0; i < 2 * s.net->count; i++) {
+        const struct network_module *m = &s.net->module[i / 2];
+        const struct tensor *t = i % 2 ? &m->up : &m->down;
+        char key[300];
+        size_t n = 0;
+
+        snprintf(key, sizeof key, "last/%s.%s", m->spec.path, i % 2 ? "up" : "down");
+        shape_numel(&t->shape, &n);
+        if (has(&s, key)) {
+            *share = fmax(*share, share_off(&s, key, t->data, n, lr[m->spec.group]));
+            compared++;
+        }
+    }
+    assert_int_equal(compared, 8);
+    free(want);
+    close_subject(&s);
+}
+
+static void load(const char *name)
+{
+    file = golden_open(name);
+    cases = json_loads(tensor_file_metadata(file, "cases"), 0, NULL);
+    tensors = json_loads(tensor_file_metadata(file, "tensors"), 0, NULL);
+    assert_true(cases && tensors);
+}
+
+/* A gradient that is off by a few 1e-6 of its size, as f32 leaves it, puts a mean on the other side of the middle of two codes once
+ * in about 1e4 times, since a code covers 1e-2 of its number; then that element is off by some 1e-2 of a step. 2 means, 10 steps:
+ * about 1 in 500. Gradients that are sums of larger terms are off by ten times as much: 1 in 50. AdamW with 32 bits is off nearly
+ * everywhere, and so would be other codes or blocks. The losses differ by what moved: a few f32 roundings of a sum of 100 layers. */
+static void test_adamw8bit(void **state)
+{
+    const struct tensor_file *before = file;
+    json_t *kept[] = {cases, tensors};
+    double share, loss;
+
+    (void)state;
+    load("train8.safetensors");
+    train8("AdamW8bit", &share, &loss);
+    assert_true(share < 0.02);
+    assert_true(loss < 100 * 0x1p-24);
+    train8("AdamW", &share, &loss);
+    assert_true(share > 0.5);
+    json_decref(cases);
+    json_decref(tensors);
+    tensor_file_close((struct tensor_file *)(uintptr_t)file);
+    file = before;
+    cases = kept[0];
+    tensors = kept[1];
+}
+
 /* The same bytes for any number of threads, with and without checkpointing. */
 static void test_same_bytes(void **state)
 {
@@ -549,6 +645,7 @@ int main(void)
         cmocka_unit_test(test_v),
         cmocka_unit_test(test_unet_huber_conv),
         cmocka_unit_test(test_dropout),
+        cmocka_unit_test(test_adamw8bit),
         cmocka_unit_test(test_same_bytes),
     };
     struct tensor_file *f = golden_open("train.safetensors");

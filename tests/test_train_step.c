@@ -529,6 +529,44 @@ static void test_masks(void **state)
     assert_true(zeros > 150 && zeros < 250); /* deviation 10 */
 }
 
+static bool all_zero(const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (x[i] != 0)
+            return false;
+    return true;
+}
+
+/* module_dropout: what the draw of this step leaves out gets no gradient at all, everything else does. */
+static void test_module_dropout(void **state)
+{
+    struct subject s;
+    struct err err = {0};
+    size_t dropped = 0;
+
+    (void)state;
+    begin(&s);
+    set(&s, "network_args", "module_dropout=0.5");
+    set(&s, "learning_rate", "1e-2");
+    open_trainer(&s);
+    for (int i = 0; i < 3; i++) /* from the second step on, up is not 0 and down has gradients */
+        MUST(step(&s, &err));
+    for (size_t i = 0; i < s.t.net->count; i++) {
+        const struct network_module *m = &s.t.net->module[i];
+        uint64_t seed = train_seed(train_seed(s.t.seed, STREAM_MASK, 2, 0, 0), STREAM_MASK, 0, 0, i);
+        float mask;
+        bool down = all_zero(m->ddown, m->spec.rank * m->spec.in * m->spec.kh * m->spec.kw), up = all_zero(m->dup, m->spec.out * m->spec.rank);
+
+        train_draw_mask(&s.t.args, 0, seed, &mask, 1, 1, 1);
+        dropped += mask == 0;
+        if (up != (mask == 0) || (mask == 0 && !down))
+            fail_msg("module '%s': drawn %g, gradients of down %s, of up %s", m->spec.path, (double)mask, down ? "0" : "not 0",
+                     up ? "0" : "not 0");
+    }
+    assert_in_range(dropped, s.t.net->count / 4, s.t.net->count * 3 / 4); /* some 200 draws of 1/2: deviation 7 */
+    end(&s);
+}
+
 static void test_network_args(void **state)
 {
     static const char *const items[] = {"conv_dim=4", "down_lr_weight=sine+0.5", "mid_lr_weight=0", "loraplus_lr_ratio=16"};
@@ -563,7 +601,7 @@ int main(void)
         cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_state),
         cmocka_unit_test(test_base_weights), cmocka_unit_test(test_base_gradients), cmocka_unit_test(test_prior),
         cmocka_unit_test(test_initial_step), cmocka_unit_test(test_weighted_captions),
-        cmocka_unit_test(test_masked_loss),
+        cmocka_unit_test(test_masked_loss), cmocka_unit_test(test_module_dropout),
     };
     int failed;
 
