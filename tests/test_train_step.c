@@ -241,6 +241,40 @@ static void test_state(void **state)
     end(&b);
 }
 
+/* A state of a program that lacked an option goes on where that is not given; where it is, it differs. */
+static void test_older_state(void **state)
+{
+    static const char known[] = "\\\"huber_scale\\\":1.0,";
+    struct subject a, b;
+    struct err err = {0};
+    char path[600], *at;
+    unsigned char *text;
+    size_t n;
+
+    (void)state;
+    begin(&a);
+    open_trainer(&a);
+    MUST(step(&a, &err));
+    MUST(train_state_write(&a.t, "older", &err));
+    end(&a);
+    snprintf(path, sizeof path, "%s/older.state", folder);
+    text = scratch_read(path, &n);
+    at = memmem(text, n, known, sizeof known - 1);
+    assert_non_null(at);
+    memset(at, ' ', sizeof known - 1);
+    scratch_write(path, text, n);
+    free(text);
+    for (int given = 0; given < 2; given++) {
+        begin(&b);
+        set(&b, "resume", path);
+        if (given)
+            set(&b, "huber_scale", "1");
+        assert_int_equal(train_open(&b.t, &b.run, &b.o, &err), given ? -1 : 0);
+        end(&b);
+    }
+    assert_non_null(strstr(err.msg, "--huber_scale not given then, 1.0 now"));
+}
+
 /* ---- Losses of single steps, to compare ---- */
 
 /* Of the first n steps with the options given as name, value pairs, NULL at the end; what = a step's losses. */
@@ -598,7 +632,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_network_args), cmocka_unit_test(test_masks), cmocka_unit_test(test_loss_weights),
-        cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_state),
+        cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_state), cmocka_unit_test(test_older_state),
         cmocka_unit_test(test_base_weights), cmocka_unit_test(test_base_gradients), cmocka_unit_test(test_prior),
         cmocka_unit_test(test_initial_step), cmocka_unit_test(test_weighted_captions),
         cmocka_unit_test(test_masked_loss), cmocka_unit_test(test_module_dropout),

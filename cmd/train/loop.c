@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "cmd/train/train.h"
 
@@ -181,6 +182,18 @@ static void rescue(struct trainer *t)
                      t->o->output_dir, train_name(t, "last"));
 }
 
+/* All steps are done, and the LoRA cannot be written. */
+static void tell_way_out(const struct trainer *t)
+{
+    struct arena a = {0};
+    struct err err = {0};
+    char *path = arena_printf(&a, &err, "%s/%s-auto.state", t->o->output_dir, train_name(t, "last"));
+
+    if (path && access(path, R_OK) == 0)
+        command_note(t->run, "there is a state to go on from when that is mended: --resume '%s'", path);
+    arena_free(&a);
+}
+
 int train_loop(struct trainer *t, struct err *err)
 {
     struct dataset_prefetch *data = NULL;
@@ -200,6 +213,8 @@ int train_loop(struct trainer *t, struct err *err)
         rescue(t);
     else
         rc = train_stop_signal ? stopped(t, err) : train_save_last(t, true, err);
+    if (rc && t->now.step >= t->steps)
+        tell_way_out(t);
     train_seen_save(t, rc == 0 ? "finished" : "stopped");
 out:
     dataset_prefetch_close(data);

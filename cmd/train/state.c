@@ -38,6 +38,8 @@ static void counters_from_json(struct train_counters *c, const json_t *j)
         .loss_scale = json_number_value(json_object_get(j, "loss_scale")), .loss_sum = json_number_value(json_object_get(j, "loss_sum")),
         .seconds = json_number_value(json_object_get(j, "seconds")),
         .lr_from = json_integer_value(json_object_get(j, "lr_from"))};
+    if (c->batch == 0) /* written at an epoch's end, when its sum was not yet done with */
+        c->loss_sum = (double)(c->loss_count = 0);
 }
 
 /* ---- Writing ---- */
@@ -217,6 +219,15 @@ static bool same_start(json_t *then, json_t *now)
     return true;
 }
 
+/* Whether the state was written by a program that did not know this option yet, which is not given now either: its default is what
+ * that program did. */
+static bool is_new(const struct trainer *t, const json_t *then, const char *key)
+{
+    size_t i = option_find(t->run->values, key);
+
+    return !json_object_get(then, key) && i != SIZE_MAX && t->run->values->source[i] == OPTION_FROM_DEFAULT;
+}
+
 static int print_value(const json_t *v, char *out, size_t size)
 {
     char *text = v ? json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
@@ -243,7 +254,7 @@ static int compare_options(struct trainer *t, json_t *then, const char *path, st
     {
         json_t *x = json_object_get(then, key), *y = json_object_get(now, key);
 
-        if (is_free(key, constant) || (x && y && json_equal(x, y)))
+        if (is_free(key, constant) || (x && y && json_equal(x, y)) || is_new(t, then, key))
             continue;
         print_value(x, a, sizeof a);
         print_value(y, b, sizeof b);
