@@ -58,7 +58,8 @@ static struct piece strip(struct piece p)
 /* Where the separator begins in p, or p.n. */
 static size_t find(struct piece p, const char *separator)
 {
-    const char *at = *separator ? memmem(p.s, p.n, separator, strlen(separator)) : NULL;
+    size_t n = strlen(separator);
+    const char *at = n > 0 && n <= p.n ? memmem(p.s, p.n, separator, n) : NULL;
 
     return at ? (size_t)(at - p.s) : p.n;
 }

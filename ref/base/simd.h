@@ -1,6 +1,6 @@
 /* SIMD_CLONES before a function definition: the compiler makes one copy per instruction set and the loader picks the best
  * one the CPU has. The source stays plain C; all copies give the same bytes, because products and sums are never
- * contracted or reordered (-std=c11, no fast-math). Two files give that up for speed and say so (kernel.c, attention.c). */
+ * contracted or reordered (-std=c11, no fast-math). Two files give that up for speed and say so (kernel_fma.h, attention.c). */
 #ifndef REF_BASE_SIMD_H
 #define REF_BASE_SIMD_H
 

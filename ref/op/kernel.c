@@ -1,58 +1,54 @@
-/* Compiled at full optimisation in every flavour, with products and sums contracted where the machine can (Makefile): a
- * register tile is only one when its loops are unrolled. */
+/* Compiled at full optimisation in every flavour (Makefile): a register tile is only one when its loops are unrolled. */
 #include "ref/op/kernel.h"
 
 #include <string.h>
 
+#include "ref/op/kernel_fma.h"
 #include "ref/op/kernel_set.h"
 
-typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
-typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float sixteen __attribute__((vector_size(64), aligned(4), may_alias));
-
-#define TILE(name, isa, vector, R, N)                                                                                      \
-    isa static void name(float *y, size_t ldy, const float *x, size_t row, size_t step, const float *b, size_t k,          \
-                         float alpha, bool add)                                                                            \
-    {                                                                                                                      \
-        enum { LANES = sizeof(vector) / sizeof(float) };                                                                   \
-        vector sum[R][N];                                                                                                  \
-                                                                                                                           \
-        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                               \
-            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) sum[i][j] = (vector){0};                                   \
-        for (size_t p = 0; p < k; p++, x += step, b += N * LANES) {                                                        \
-            vector w[N];                                                                                                   \
-            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) w[j] = *(const vector *)(b + j * LANES);                   \
-            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                           \
-                _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) sum[i][j] += x[(size_t)i * row] * w[j];                \
-        }                                                                                                                  \
-        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                               \
-            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) {                                                          \
-                vector *out = (vector *)(y + (size_t)i * ldy + j * LANES);                                                 \
-                *out = add ? *out + alpha * sum[i][j] : alpha * sum[i][j];                                                 \
-            }                                                                                                              \
+#define TILE(name, isa, vector, fma, R, N)                                                                                  \
+    isa static void name(float *y, size_t ldy, const float *x, size_t row, size_t step, const float *b, size_t k,           \
+                         float alpha, bool add)                                                                             \
+    {                                                                                                                       \
+        enum { LANES = sizeof(vector) / sizeof(float) };                                                                    \
+        vector sum[R][N];                                                                                                   \
+                                                                                                                            \
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                                \
+            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) sum[i][j] = (vector){0};                                    \
+        for (size_t p = 0; p < k; p++, x += step, b += N * LANES) {                                                         \
+            vector w[N];                                                                                                    \
+            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) w[j] = *(const vector *)(b + j * LANES);                    \
+            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                            \
+                _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) sum[i][j] = fma(sum[i][j], x[(size_t)i * row], w[j]);   \
+        }                                                                                                                   \
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                                \
+            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) {                                                           \
+                vector *out = (vector *)(y + (size_t)i * ldy + j * LANES);                                                  \
+                *out = add ? *out + alpha * sum[i][j] : alpha * sum[i][j];                                                  \
+            }                                                                                                               \
     }
 
-#define TILES(set, isa, whole, part, R)      \
-    TILE(set##_##R##_2, isa, whole, R, 2)    \
-    TILE(set##_##R##_1, isa, whole, R, 1)    \
-    TILE(set##_##R##_half, isa, part, R, 1)
+#define TILES(set, isa, whole, fma, part, fma_part, R)                                                                      \
+    TILE(set##_##R##_2, isa, whole, fma, R, 2)                                                                              \
+    TILE(set##_##R##_1, isa, whole, fma, R, 1)                                                                              \
+    TILE(set##_##R##_half, isa, part, fma_part, R, 1)
 
 #define ROW(set, R) {set##_##R##_2, set##_##R##_1, set##_##R##_half}
 
-#define SET(set, isa, whole, part, R4, R3, R2)                                               \
-    TILES(set, isa, whole, part, R4)                                                         \
-    TILES(set, isa, whole, part, R3)                                                         \
-    TILES(set, isa, whole, part, R2)                                                         \
-    TILES(set, isa, whole, part, 2)                                                          \
-    TILES(set, isa, whole, part, 1)                                                          \
-    static const struct kernel_set set = {                                                    \
-        {R4, R3, R2, 2, 1},                                                                  \
-        {2 * sizeof(whole) / sizeof(float), sizeof(whole) / sizeof(float), sizeof(part) / sizeof(float)}, \
+#define SET(set, isa, whole, fma, part, fma_part, R4, R3, R2)                                                               \
+    TILES(set, isa, whole, fma, part, fma_part, R4)                                                                         \
+    TILES(set, isa, whole, fma, part, fma_part, R3)                                                                         \
+    TILES(set, isa, whole, fma, part, fma_part, R2)                                                                         \
+    TILES(set, isa, whole, fma, part, fma_part, 2)                                                                          \
+    TILES(set, isa, whole, fma, part, fma_part, 1)                                                                          \
+    static const struct kernel_set set = {                                                                                  \
+        {R4, R3, R2, 2, 1},                                                                                                 \
+        {2 * sizeof(whole) / sizeof(float), sizeof(whole) / sizeof(float), sizeof(part) / sizeof(float)},                   \
         {ROW(set, R4), ROW(set, R3), ROW(set, R2), ROW(set, 2), ROW(set, 1)}}
 
-SET(set_four, , four, four, 6, 4, 3);
-SET(set_eight, SIMD_V3, eight, four, 6, 4, 3);
-SET(set_sixteen, SIMD_V4, sixteen, eight, 12, 8, 4);
+SET(set_four, , four, FMA_BASE, four, FMA_BASE, 6, 4, 3);
+SET(set_eight, SIMD_V3, eight, FMA_EIGHT, four, FMA_FOUR, 6, 4, 3);
+SET(set_sixteen, SIMD_V4, sixteen, FMA_SIXTEEN, eight, FMA_EIGHT, 12, 8, 4);
 
 static enum simd_level limit = SIMD_LEVEL_V4;
 
