@@ -17,14 +17,18 @@
             _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) sum[i][j] = (vector){0};                                    \
         for (size_t p = 0; p < k; p++, x += step, b += N * LANES) {                                                         \
             vector w[N];                                                                                                    \
-            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) w[j] = *(const vector *)(b + j * LANES);                    \
+            _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) w[j] = *(const vector##_at *)(b + j * LANES);               \
             _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                            \
                 _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) sum[i][j] = fma(sum[i][j], x[(size_t)i * row], w[j]);   \
         }                                                                                                                   \
         _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)                                                                \
             _Pragma("GCC unroll 2") for (int j = 0; j < N; j++) {                                                           \
-                vector *out = (vector *)(y + (size_t)i * ldy + j * LANES);                                                  \
-                *out = add ? *out + alpha * sum[i][j] : alpha * sum[i][j];                                                  \
+                vector##_at *out = (vector##_at *)(y + (size_t)i * ldy + j * LANES);                                        \
+                vector t = alpha * sum[i][j];                                                                               \
+                                                                                                                            \
+                if (add)                                                                                                    \
+                    t += *out;                                                                                              \
+                *out = t;                                                                                                   \
             }                                                                                                               \
     }
 
@@ -130,16 +134,16 @@ SIMD_CLONES static void turn(float *restrict dst, size_t width, const float *res
         size_t r = 0;
 
         for (; r + 4 <= rows; r += 4) {
-            four a = *(const four *)(s + r), b = *(const four *)(s + ld + r);
-            four d = *(const four *)(s + 2 * ld + r), e = *(const four *)(s + 3 * ld + r);
+            four a = *(const four_at *)(s + r), b = *(const four_at *)(s + ld + r);
+            four d = *(const four_at *)(s + 2 * ld + r), e = *(const four_at *)(s + 3 * ld + r);
             four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
             four de = __builtin_shufflevector(d, e, 0, 4, 1, 5), de2 = __builtin_shufflevector(d, e, 2, 6, 3, 7);
             float *y = dst + r * width + c;
 
-            *(four *)y = __builtin_shufflevector(ab, de, 0, 1, 4, 5);
-            *(four *)(y + width) = __builtin_shufflevector(ab, de, 2, 3, 6, 7);
-            *(four *)(y + 2 * width) = __builtin_shufflevector(ab2, de2, 0, 1, 4, 5);
-            *(four *)(y + 3 * width) = __builtin_shufflevector(ab2, de2, 2, 3, 6, 7);
+            *(four_at *)y = __builtin_shufflevector(ab, de, 0, 1, 4, 5);
+            *(four_at *)(y + width) = __builtin_shufflevector(ab, de, 2, 3, 6, 7);
+            *(four_at *)(y + 2 * width) = __builtin_shufflevector(ab2, de2, 0, 1, 4, 5);
+            *(four_at *)(y + 3 * width) = __builtin_shufflevector(ab2, de2, 2, 3, 6, 7);
         }
         for (; r < rows; r++)
             for (size_t i = 0; i < 4; i++)
@@ -164,7 +168,7 @@ SIMD_V4 static void turn_sixteen(float *restrict dst, size_t width, const float 
 {
     sixteen a[16], c[16];
 
-    _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) a[i] = *(const sixteen *)(src + (size_t)i * ld);
+    _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) a[i] = *(const sixteen_at *)(src + (size_t)i * ld);
     _Pragma("GCC unroll 4") for (int g = 0; g < 16; g += 4) {
         sixteen low = LOW(a[g], a[g + 1]), high = HIGH(a[g], a[g + 1]);
         sixteen low2 = LOW(a[g + 2], a[g + 3]), high2 = HIGH(a[g + 2], a[g + 3]);
@@ -179,10 +183,10 @@ SIMD_V4 static void turn_sixteen(float *restrict dst, size_t width, const float 
         sixteen even2 = EVEN4(c[8 + j], c[12 + j]), odd2 = ODD4(c[8 + j], c[12 + j]);
         float *y = dst + (size_t)j * width;
 
-        *(sixteen *)y = EVEN4(even, even2);
-        *(sixteen *)(y + 4 * width) = EVEN4(odd, odd2);
-        *(sixteen *)(y + 8 * width) = ODD4(even, even2);
-        *(sixteen *)(y + 12 * width) = ODD4(odd, odd2);
+        *(sixteen_at *)y = EVEN4(even, even2);
+        *(sixteen_at *)(y + 4 * width) = EVEN4(odd, odd2);
+        *(sixteen_at *)(y + 8 * width) = ODD4(even, even2);
+        *(sixteen_at *)(y + 12 * width) = ODD4(odd, odd2);
     }
 }
 

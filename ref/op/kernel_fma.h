@@ -5,9 +5,13 @@
 
 #include "ref/base/simd.h"
 
-typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
-typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float sixteen __attribute__((vector_size(64), aligned(4), may_alias));
+/* In registers, and (..._at) in memory: a register's type that allowed any alignment would be kept in memory by the compiler. */
+typedef float four __attribute__((vector_size(16)));
+typedef float eight __attribute__((vector_size(32)));
+typedef float sixteen __attribute__((vector_size(64)));
+typedef float four_at __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float eight_at __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float sixteen_at __attribute__((vector_size(64), aligned(4), may_alias));
 
 /* s + x * w. FMA_BASE rounds twice where the oldest processor of the architecture has no instruction for it; the others are for
  * functions of SIMD_V3 and SIMD_V4. */
@@ -20,9 +24,9 @@ typedef float sixteen __attribute__((vector_size(64), aligned(4), may_alias));
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <immintrin.h>
-#define FMA_FOUR(s, x, w) ((four)_mm_fmadd_ps(_mm_set1_ps(x), (__m128)(w), (__m128)(s)))
-#define FMA_EIGHT(s, x, w) ((eight)_mm256_fmadd_ps(_mm256_set1_ps(x), (__m256)(w), (__m256)(s)))
-#define FMA_SIXTEEN(s, x, w) ((sixteen)_mm512_fmadd_ps(_mm512_set1_ps(x), (__m512)(w), (__m512)(s)))
+#define FMA_FOUR(s, x, w) _mm_fmadd_ps(_mm_set1_ps(x), w, s)
+#define FMA_EIGHT(s, x, w) _mm256_fmadd_ps(_mm256_set1_ps(x), w, s)
+#define FMA_SIXTEEN(s, x, w) _mm512_fmadd_ps(_mm512_set1_ps(x), w, s)
 #else /* never called */
 #define FMA_FOUR FMA_BASE
 #define FMA_EIGHT(s, x, w) ((s) + (x) * (w))
