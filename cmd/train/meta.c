@@ -2,8 +2,10 @@
  * something here. Values are Python's str(): None, True, 0.0001. Names only, no paths. Nothing of the clock, so that the same
  * options give the same bytes. */
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "cmd/train/train.h"
 #include "formats/hash.h"
@@ -68,16 +70,69 @@ static const char *last_part(const char *path)
     return last;
 }
 
+/* ---- Hashes of whole files: a second for each 2 GB, which no step waits for ---- */
+
+struct train_hash {
+    pthread_t thread;
+    const char *path, *key;
+    char text[SHA256_TEXT];
+    int rc;
+};
+
+static void *hash_whole(void *arg)
+{
+    struct train_hash *h = arg;
+    struct err none = {0};
+
+    (void)setpriority(PRIO_PROCESS, 0, 19); /* of this thread: steps come first */
+    h->rc = hash_file(h->path, h->text, &none);
+    return NULL;
+}
+
+static int start_hash(struct trainer *t, const char *path, const char *key, struct err *err)
+{
+    struct train_hash *h = mem_zero(1, sizeof *h, "a hash", err);
+
+    if (!h)
+        return -1;
+    h->path = path;
+    h->key = key;
+    if (pthread_create(&h->thread, NULL, hash_whole, h)) {
+        free(h);
+        return err_set(err, "the system gives no thread for the hash of '%s'; see ulimit -u", path);
+    }
+    t->hash[t->hash[0] != NULL] = h;
+    return 0;
+}
+
+int train_meta_complete(struct trainer *t, struct err *err)
+{
+    int rc = 0;
+
+    for (size_t i = 0; i < 2; i++) {
+        struct train_hash *h = t->hash[i];
+
+        if (!h)
+            continue;
+        pthread_join(h->thread, NULL);
+        if (rc == 0 && h->rc == 0) /* a folder has none */
+            rc = lora_meta_set(&t->meta, h->key, h->text, err);
+        free(h);
+        t->hash[i] = NULL;
+    }
+    return rc;
+}
+
 static void describe_file(struct writer *w, const char *path, const char *name, const char *legacy, const char *whole)
 {
-    char hash[SHA256_TEXT], old[HASH_LEGACY_TEXT];
+    char old[HASH_LEGACY_TEXT];
     struct err none = {0};
 
     set(w, name, last_part(path));
     if (hash_legacy(path, old, &none) == 0) /* a folder has none */
         set(w, legacy, old);
-    if (whole && hash_file(path, hash, &none) == 0)
-        set(w, whole, hash);
+    if (w->rc == 0)
+        w->rc = start_hash(w->t, path, whole, w->err);
 }
 
 static void describe_network(struct writer *w)

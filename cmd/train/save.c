@@ -76,7 +76,7 @@ int train_save_lora(struct trainer *t, const char *name, struct err *err)
         goto out;
     }
     w.dtype = t->o->save_precision.set ? t->o->save_precision.dtype : t->o->full_fp16 ? DT_F16 : DT_F32;
-    if (fill_out(t, out, &a, err) || set_number(&t->meta, "ss_epoch", t->now.epoch, err) ||
+    if (fill_out(t, out, &a, err) || train_meta_complete(t, err) || set_number(&t->meta, "ss_epoch", t->now.epoch, err) ||
         set_number(&t->meta, "ss_steps", t->now.step, err))
         goto out;
     if (t->o->dim_from_weights && lora_meta_network(&t->meta, out, t->net->count, t->model->arch == MODEL_SD2, err))

@@ -401,6 +401,9 @@ int train_open(struct trainer *t, const struct command_run *run, struct train_op
 
 void train_close(struct trainer *t)
 {
+    struct err none = {0};
+
+    (void)train_meta_complete(t, &none); /* its threads use the options */
     train_seen_close(t);
     train_drop_graphs(t);
     free(t->graph);

@@ -179,6 +179,7 @@ struct trainer {
     struct train_shape largest; /* batch, by its latent pixels */
     /* outputs */
     struct lora_meta meta;
+    struct train_hash *hash[2];   /* of the model and VAE files, for the metadata: meta.c */
     char **saved[2];              /* epochs, steps: names in order, for save_last_n_* */
     size_t saved_count[2], saved_cap[2];
     char *last_written;           /* the newest LoRA file */
@@ -276,8 +277,10 @@ int train_save_epoch(struct trainer *t, struct err *err);
 int train_save_step(struct trainer *t, struct err *err);
 int train_save_last(struct trainer *t, bool finished, struct err *err);
 
-/* Metadata that is the same for all files of the run. */
+/* Metadata that is the same for all files of the run. The hashes of whole files are computed meanwhile, by threads of their own;
+ * train_meta_complete() waits for them. */
 int train_meta(struct trainer *t, struct err *err);
+int train_meta_complete(struct trainer *t, struct err *err);
 
 /* The folder of the logs of the training whose state is at path, or NULL; for the caller to free. */
 char *train_state_logs(const char *path);
