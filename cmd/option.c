@@ -297,16 +297,37 @@ bool option_given(const struct option_values *v, const void *field)
     return field_source(v, (size_t)((const char *)field - (const char *)v->base)) != OPTION_FROM_DEFAULT;
 }
 
+static bool missing(const struct option_values *v, const struct option_row *r)
+{
+    return field_source(v, r->offset) == OPTION_FROM_DEFAULT;
+}
+
+/* "--model_org PATH (base model)" behind what the list has; `glue` in front unless it is the first. */
+static void append_row(char *list, size_t size, const char *glue, const struct option_row *r)
+{
+    char name[128];
+    size_t n = strlen(list);
+    bool bare = r->flags & OPTION_POSITIONAL || !r->arg;
+
+    snprintf(list + n, size - n, "%s%s%s%s (%s)", n ? glue : "", typed_name(r, name, sizeof name), bare ? "" : " ",
+             bare ? "" : r->arg, r->help);
+}
+
 int option_check_required(const struct option_values *v, const char *who, struct err *err)
 {
+    char list[sizeof err->msg] = "", choice[sizeof list] = "";
+    bool chosen = false;
+
     for (size_t i = 0; i < v->count; i++) {
         const struct option_row *r = &v->rows[i];
-        char name[128];
 
-        if ((r->flags & OPTION_REQUIRED) && field_source(v, r->offset) == OPTION_FROM_DEFAULT)
-            return err_usage(err, "'%s' needs %s%s%s (%s); see '%s --help'", who, typed_name(r, name, sizeof name),
-                             r->flags & OPTION_POSITIONAL || !r->arg ? "" : " ",
-                             r->flags & OPTION_POSITIONAL || !r->arg ? "" : r->arg, r->help, who);
+        if (r->flags & OPTION_REQUIRED && missing(v, r))
+            append_row(list, sizeof list, ", ", r);
+        if (r->flags & OPTION_EITHER)
+            append_row(choice, sizeof choice, " or ", r);
+        chosen = chosen || (r->flags & OPTION_EITHER && !missing(v, r));
     }
-    return 0;
+    if (choice[0] && !chosen)
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", list[0] ? ", and " : "", choice);
+    return list[0] ? err_usage(err, "'%s' needs %s; see '%s --help'", who, list, who) : 0;
 }

@@ -75,6 +75,7 @@ enum option_flags {
     OPTION_OUTPUT = 4,     /* the path the command writes: the options file is put beside it */
     OPTION_HIDDEN = 8,     /* accepted, but in no help text */
     OPTION_ADVANCED = 16,  /* last in the help text */
+    OPTION_EITHER = 32,    /* one of the rows that have this must be given */
 };
 
 struct option_row {
@@ -125,7 +126,8 @@ int option_set(struct option_values *v, size_t i, const char *const *texts, size
  * after an option named "help" (then nothing may be required). Returns 0 or -1 (usage error). */
 int option_parse(struct option_values *tables, size_t n_tables, const char *who, int argc, char *const *argv, struct err *err);
 
-/* Every OPTION_REQUIRED row must have a value. Returns 0 or -1 (usage error). */
+/* Every OPTION_REQUIRED row must have a value, and one of the OPTION_EITHER rows. Returns 0, or -1: a usage error that names all
+ * that is missing. */
 int option_check_required(const struct option_values *v, const char *who, struct err *err);
 
 /* Whether the option stored at `field` (an address inside the options struct) was given, on the line or in a config file. */

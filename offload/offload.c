@@ -163,12 +163,14 @@ static int prefer(struct offload *o, enum dtype arithmetic)
 static int open_auto(struct offload *o, const char *folder, const struct offload_options *options, struct err *err)
 {
     char note[sizeof o->note];
+    const char *end;
 
     if (!locate("cuda", folder, (char[PATH_MAX + 80]){0}))
         return prefer(o, options->arithmetic);
     if (open_plugin(o, "cuda", folder, options, err) == 0)
         return 0;
-    snprintf(note, sizeof note, "%.480s", err->msg);
+    end = strrchr(err->msg, ';'); /* its advice is for those who asked for the GPU */
+    snprintf(note, sizeof note, "computing on the processor: %.*s", end ? (int)(end - err->msg) : 440, err->msg);
     offload_close(o);
     open_cpu(o);
     memcpy(o->note, note, sizeof note);

@@ -14,7 +14,6 @@
 static const char *const devices[] = {"cpu", "cuda", NULL};
 static const char *const formats[] = {"png", "jpg", "jpeg", "webp", NULL};
 
-static const char not_clip[] = "strength of CLIP or VGG16 guidance, which is not part of this program: refused unless 0";
 
 #define O(field) OPTION(struct generate_options, field)
 
@@ -91,9 +90,12 @@ static const struct option_row rows[] = {
     {O(profile), .help = "print where the time went, by operation", .flags = OPTION_ADVANCED},
     {O(check_nan), .help = "look for numbers that are not finite after each layer, and name the first (slower)",
      .flags = OPTION_ADVANCED},
-    {O(clip_guidance_scale), .arg = "X", .def = "0", .help = not_clip, .flags = OPTION_ADVANCED},
-    {O(clip_image_guidance_scale), .arg = "X", .def = "0", .help = not_clip, .flags = OPTION_ADVANCED},
-    {O(vgg16_guidance_scale), .arg = "X", .def = "0", .help = not_clip, .flags = OPTION_ADVANCED},
+    {O(clip_guidance_scale), .arg = "X", .def = "0", .flags = OPTION_ADVANCED,
+     .help = "strength of guidance by CLIP toward the prompt; not part of this program: refused unless 0"},
+    {O(clip_image_guidance_scale), .arg = "X", .def = "0", .flags = OPTION_ADVANCED,
+     .help = "the same toward a picture: refused unless 0"},
+    {O(vgg16_guidance_scale), .arg = "X", .def = "0", .flags = OPTION_ADVANCED,
+     .help = "the same by VGG16: refused unless 0"},
     {O(guide_image_path), .arg = "PATH", .help = "a picture for such guidance: refused", .flags = OPTION_ADVANCED},
     {OPTION_IGNORED_VALUE("vgg16_guidance_layer", "N", "there is no VGG16 guidance here")},
     {OPTION_IGNORED_FLAG("fp16", "weights stay as they are in the file, sums are float; --device chooses the arithmetic")},

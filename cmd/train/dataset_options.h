@@ -12,14 +12,14 @@
 
 /* clang-format off */
 #define DATASET_OPTION_ROWS(T, at) \
-    {DATASET_ROW(T, at, train_data_dir), .arg = "DIR", \
+    {DATASET_ROW(T, at, train_data_dir), .flags = OPTION_EITHER, .arg = "DIR", \
      .help = "pictures: a folder of folders named REPEATS_words (with --in_json: of the pictures themselves)"}, \
     {DATASET_ROW(T, at, reg_data_dir), .arg = "DIR", \
      .help = "regularisation pictures, in folders named REPEATS_words; taken as often as those to learn"}, \
     {DATASET_ROW(T, at, in_json), .arg = "FILE", .help = "captions from this metadata file (lora prepare writes it)"}, \
     {DATASET_ROW(T, at, dataset_repeats), .arg = "N", .def = "1", .min = 1, .max = 1000000, \
      .help = "with --in_json: how often each picture comes in an epoch"}, \
-    {DATASET_ROW(T, at, dataset_config), .arg = "FILE", \
+    {DATASET_ROW(T, at, dataset_config), .flags = OPTION_EITHER, .arg = "FILE", \
      .help = "TOML or JSON file that describes several data sets, each with options of its own"}, \
     {DATASET_ROW(T, at, resolution), .arg = "W,H", .help = "size in pixels: one number, or width,height"}, \
     {DATASET_ROW(T, at, train_batch_size), .arg = "N", .def = "1", .min = 1, .max = 1024, .help = "pictures in a step"}, \

@@ -201,8 +201,6 @@ int train_check_options(const struct command_run *run, struct train_options *o, 
 {
     bool samples = o->sample_every_n_steps || o->sample_every_n_epochs || o->sample_at_first;
 
-    if (!o->data.train_data_dir && !o->data.dataset_config)
-        return err_usage(err, "nothing to train on; give --train_data_dir DIR (folders named REPEATS_words) or --dataset_config FILE");
     if (check_text(o, err) || check_loss(o, err) || check_optimizer(o, err))
         return -1;
     if (samples && !o->sample_prompts)
