@@ -8,8 +8,10 @@
  * Method. With the columns of all up_i side by side and the rows of all down_i under each other, normalised, S = U diag(s) D.
  * From the Gram matrices of U and D (R x R) and a Cholesky factor L of the second, D = L Q with orthonormal rows in Q, so the
  * singular values of S and its right singular vectors in the basis Q are the eigenpairs of L' diag(s) U'U diag(s) L. Squaring
- * costs half of the digits: the Gram matrices are f64, or f32 where their condition shows that 1e-3 of it is not touched, and
- * where D is so ill-conditioned that f64 would not do, both factors get a Householder QR in f64 and the core an SVD.
+ * costs half of the digits: the Gram matrices are f64, or f32 where their condition shows that 1e-3 of it is not touched; the
+ * core is f32 after its strongest directions have been taken off, or f64 where that does not show to be good enough
+ * (combine_core32.c); and where D is so ill-conditioned that f64 would not do, both factors get a Householder QR in f64 and the
+ * core an SVD.
  */
 #ifndef REF_LORA_COMBINE_H
 #define REF_LORA_COMBINE_H

@@ -6,7 +6,6 @@
 #include <cblas.h>
 #include <lapacke.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "ref/base/dtype.h"
@@ -82,8 +81,7 @@ static double cholesky_f64(double *l, const double *g, size_t r)
     return least;
 }
 
-/* up = U @ up_t' and down = down_t @ D, from coefficient rows [rank, r]. */
-static void expand(float *up, float *down, const struct stack *k, size_t rank, const float *up_t, const float *down_t)
+void combine_expand(float *up, float *down, const struct stack *k, size_t rank, const float *up_t, const float *down_t)
 {
     size_t r = k->r;
 
@@ -100,105 +98,10 @@ static void expand(float *up, float *down, const struct stack *k, size_t rank, c
         memcpy(down, down_t, rank * r * sizeof *down);
 }
 
-/* Scratch of sormtr and dormtr for r vectors or fewer: what LAPACK's own query says is too little for their blocked form
- * (blocks of 64 at most, and 65 x 64 for a block's triangle), and they go reflector by reflector in almost twice the time. */
-static size_t ormtr_work(size_t r)
+size_t combine_ormtr_work(size_t r)
 {
     return 64 * r + 65 * 64;
 }
-
-/* ---- The core in f32 ---- */
-
-/* Whether f32 eigenvectors are good enough for a cut after `rank`. They are exact for a matrix that is off by some
- * 4 eps(f32) lambda_1 in norm, so the `rank` largest of them capture at most 2 * rank * 4 eps lambda_1 less than is possible
- * (Fan 1949); an error of (1 + 1e-3) allows twice 1e-3 of what is cut off, of which half is used here. cut: the sum of the
- * eigenvalues behind the rank, or no less; first: the largest, or no more. */
-static bool f32_suffices(double cut, double first, size_t rank)
-{
-    return 8 * (double)rank * 0x1p-24 * first < 1e-3 * cut;
-}
-
-static int ascending(const void *a, const void *b)
-{
-    float x = *(const float *)a, y = *(const float *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-/* The same, asked before the work: the smallest diagonal elements sum to no less than the smallest eigenvalues (Schur 1923),
- * and the largest is no more than the largest eigenvalue. diagonal is scratch [r]. */
-static bool f32_may_suffice(const float *a, size_t r, size_t rank, float *diagonal)
-{
-    double cut = 0;
-
-    for (size_t i = 0; i < r; i++)
-        diagonal[i] = a[i * r + i];
-    qsort(diagonal, r, sizeof *diagonal, ascending);
-    for (size_t i = 0; i + rank < r; i++)
-        cut += (double)diagonal[i];
-    return f32_suffices(cut, (double)diagonal[r - 1], rank);
-}
-
-/* x [n] *= a, with the sign that makes the element of largest magnitude positive. */
-static void scale_signed_f32(float *x, size_t n, float a)
-{
-    size_t top = cblas_isamax((int)n, x, 1);
-
-    cblas_sscal((int)n, x[top] < 0 ? -a : a, x, 1);
-}
-
-/* gu: the Gram matrix of U, used up; l: the factor of D's. Returns whether f32 was enough. */
-static bool core_f32(float *up, float *down, struct combined *c, struct stack *k, const struct rank_rule *rule, float *gu,
-                     const float *l)
-{
-    size_t r = k->r, rank = rule->max_rank, n = r * r;
-    double *sv = combine_take(k, r, sizeof *sv), largest = 0, cut = 0;
-    float *s = combine_take(k, r, sizeof *s), *d = combine_take(k, r, sizeof *d), *e = combine_take(k, r, sizeof *e);
-    float *tau = combine_take(k, r, sizeof *tau), *z = combine_take(k, n, sizeof *z), *up_t, *down_t, *work;
-
-    for (size_t i = 0; i < r; i++)
-        largest = fabs(k->s[i]) > largest ? fabs(k->s[i]) : largest;
-    for (size_t i = 0; i < r; i++)
-        s[i] = (float)(k->s[i] / largest);
-    for (size_t i = 0; i < r; i++)
-        for (size_t j = 0; j < r; j++)
-            gu[i * r + j] *= s[i] * s[j];
-    cblas_strmm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, (int)r, (int)r, 1, l, (int)r, gu, (int)r);
-    cblas_strmm(CblasRowMajor, CblasLeft, CblasLower, CblasTrans, CblasNonUnit, (int)r, (int)r, 1, l, (int)r, gu, (int)r);
-    if (!f32_may_suffice(gu, r, rank, d) || LAPACKE_ssytrd(LAPACK_COL_MAJOR, 'L', (int)r, gu, (int)r, d, e, tau) ||
-        LAPACKE_sstedc(LAPACK_COL_MAJOR, 'I', (int)r, d, e, z, (int)r))
-        return false;
-    for (size_t i = 0; i < r; i++) { /* d ascends */
-        double lambda = d[r - 1 - i] > 0 ? (double)d[r - 1 - i] : 0;
-
-        cut += i >= rank ? lambda : 0;
-        sv[i] = largest * sqrt(lambda);
-    }
-    if (!f32_suffices(cut, (double)d[r - 1], rank))
-        return false;
-    combine_choose(c, rule, sv, k, sqrt(4 * (double)r) * 0x1p-26); /* the cut is far above f32's noise, so all kept are */
-    work = combine_take(k, ormtr_work(rank), sizeof *work);
-    if (c->rank != rank || LAPACKE_sormtr_work(LAPACK_COL_MAJOR, 'L', 'L', 'N', (int)r, (int)rank, gu, (int)r, tau,
-                                               z + (r - rank) * r, (int)r, work, (int)ormtr_work(rank)))
-        return false;
-    up_t = combine_take(k, rank * r, sizeof *up_t);
-    down_t = gu;
-    for (size_t i = 0; i < rank; i++) {
-        memcpy(up_t + i * r, z + (r - 1 - i) * r, r * sizeof *up_t);
-        scale_signed_f32(up_t + i * r, r, (float)sqrt(sv[i]));
-    }
-    memcpy(down_t, up_t, rank * r * sizeof *down_t);
-    cblas_strsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, (int)rank, (int)r, 1, l, (int)r, down_t,
-                (int)r);
-    cblas_strmm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)rank, (int)r, 1, l, (int)r, up_t, (int)r);
-    for (size_t i = 0; i < rank; i++)
-        for (size_t j = 0; j < r; j++)
-            up_t[i * r + j] *= s[j] * (float)(largest / sv[i]);
-    expand(up, down, k, rank, up_t, down_t);
-    return true;
-}
-
-/* ---- The core in f64 ---- */
 
 static void scale_signed_f64(double *x, size_t n, double a)
 {
@@ -214,7 +117,7 @@ static int eigen_f64(double *v, double *sv, double *a, double *z, struct combine
 {
     size_t r = k->r;
     double *d = combine_take(k, r, sizeof *d), *e = combine_take(k, r, sizeof *e), *tau = combine_take(k, r, sizeof *tau), *top;
-    double *work = combine_take(k, ormtr_work(r), sizeof *work);
+    double *work = combine_take(k, combine_ormtr_work(r), sizeof *work);
 
     if (LAPACKE_dsytrd(LAPACK_COL_MAJOR, 'L', (int)r, a, (int)r, d, e, tau) ||
         LAPACKE_dstedc(LAPACK_COL_MAJOR, 'I', (int)r, d, e, z, (int)r))
@@ -224,7 +127,7 @@ static int eigen_f64(double *v, double *sv, double *a, double *z, struct combine
     combine_choose(c, rule, sv, k, sqrt(4 * (double)r * 0x1p-52));
     top = z + (r - c->rank) * r;
     if (LAPACKE_dormtr_work(LAPACK_COL_MAJOR, 'L', 'L', 'N', (int)r, (int)c->rank, a, (int)r, tau, top, (int)r, work,
-                            (int)ormtr_work(r)))
+                            (int)combine_ormtr_work(r)))
         return -1;
     for (size_t i = 0; i < c->rank; i++)
         memcpy(v + i * r, top + (c->rank - 1 - i) * r, r * sizeof *v);
@@ -260,7 +163,7 @@ static bool core_f64(float *up, float *down, struct combined *c, struct stack *k
     narrow = combine_take(k, 2 * c->rank * r, sizeof *narrow);
     dtype_convert(narrow, DT_F32, up_t, DT_F64, c->rank * r);
     dtype_convert(narrow + c->rank * r, DT_F32, down_t, DT_F64, c->rank * r);
-    expand(up, down, k, c->rank, narrow, narrow + c->rank * r);
+    combine_expand(up, down, k, c->rank, narrow, narrow + c->rank * r);
     return true;
 }
 
@@ -274,7 +177,7 @@ bool combine_by_gram(float *up, float *down, struct combined *c, struct stack *k
     mark = k->used;
     copy = combine_take(k, n, sizeof *copy);
     if (up_fine && down_fine && rule->method == RANK_FIXED && rule->max_rank < k->r &&
-        core_f32(up, down, c, k, rule, memcpy(copy, gu, n * sizeof *copy), l))
+        combine_core32(up, down, c, k, rule, memcpy(copy, gu, n * sizeof *copy), l))
         return true;
     k->used = mark;
     a = combine_take(k, n, sizeof *a);

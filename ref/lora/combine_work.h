@@ -30,6 +30,19 @@ void combine_choose(struct combined *c, const struct rank_rule *rule, double *sv
 /* The fast route (combine_gram.c). Returns true when it is done, false when the problem is too ill-conditioned for it. */
 bool combine_by_gram(float *up, float *down, struct combined *c, struct stack *k, const struct rank_rule *rule);
 
+/* Inside of combine_gram.c. The core in f32 (combine_core32.c), for RANK_FIXED with max_rank < k->r: g [r, r] is the Gram
+ * matrix of U, both triangles, used up; l the Cholesky factor of D's (row-major, lower). Returns whether f32 was enough. */
+bool combine_core32(float *up, float *down, struct combined *c, struct stack *k, const struct rank_rule *rule, float *g,
+                    const float *l);
+
+/* up = U @ up_t' and down = down_t @ D, from coefficient rows [rank, r]. */
+void combine_expand(float *up, float *down, const struct stack *k, size_t rank, const float *up_t, const float *down_t);
+
+/* Elements of scratch of sormtr and dormtr for r vectors or fewer: what LAPACK's own query says is too little for their blocked
+ * form (blocks of 64 at most, and 65 x 64 for a block's triangle), and they go reflector by reflector in almost twice the time.
+ */
+size_t combine_ormtr_work(size_t r);
+
 /* The route that always works (combine_qr.c): QR of both sides and an SVD of the core, in f64. */
 int combine_by_qr(float *up, float *down, struct combined *c, struct stack *k, const struct rank_rule *rule, struct err *err);
 

@@ -1,0 +1,279 @@
+/* The core of combine_gram.c in f32: A = L' G L with G = diag(s) U'U diag(s), and its largest eigenvectors.
+ *
+ * f32 knows A's eigenvalues to some 1e-6 of the largest one only, and LoRAs have a few directions that are far stronger than
+ * those at the cut. So these are taken off first: p orthonormal vectors V from a few steps of subspace iteration (Parlett, "The
+ * Symmetric Eigenvalue Problem", ch. 14). With P = 1 - V V' the rest of the problem is C = (L P)' G (L P). L P is computed
+ * before it is multiplied with itself, so that C is off by eps times the roots of both A's and C's norm, and not by eps times
+ * A's.
+ *
+ * V and the best vectors of C together lose little. In the basis of V and its complement A = [T E'; E C]. The eigenvalues of A
+ * behind the p-th are no larger than those of C (Cauchy's interlacing); and since A <= [T + E'E / gap, 0; 0, C + gap] for
+ * gap = t_p - c_1 > 0, the first p sum up to tr T + ||E||^2 / gap at most. */
+#include <cblas.h>
+#include <lapacke.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ref/lora/combine_work.h"
+
+enum { BLOCK = 48, ROUNDS = 3, LEAST = 96 /* smaller problems take no time in f64 */ };
+
+#define EPS 0x1p-24
+
+/* An error of (1 + 1e-3) allows to lose twice 1e-3 of what is cut off: half of it here, half for the Gram matrices. */
+#define LOSS_F32   5e-4
+#define LOSS_TAKEN 5e-4
+
+struct core {
+    size_t r, rank, p; /* p vectors are taken off */
+    const float *g, *l, *s;
+    float *a, *v, *t; /* A [r, r], then C; V [BLOCK, r], one vector a row; T's diagonal [BLOCK], descending */
+    float *tau;
+    double size2, missed2; /* ||A||, at most, and ||E||^2 */
+    struct stack *k;
+};
+
+/* Whether f32 eigenvectors are good enough for a cut behind `rank`. They are exact for a matrix that is off by R with ||R||_F
+ * of 64 eps ||C||_F at most (measured: 4e-6 in the worst of a merge's 264 modules), and of 16 eps sqrt(c_1 ||A||) from the
+ * product that made C; they capture at most 2 sqrt(rank) ||R||_F less than is possible. cut: the sum of the eigenvalues behind
+ * the rank, or no less; norm: ||C||_F, first: c_1, size: ||A||, each or no more. */
+static bool f32_suffices(double cut, double norm, double first, double size, size_t rank)
+{
+    return 2 * sqrt((double)rank) * EPS * (64 * norm + 16 * sqrt(first * size)) < LOSS_F32 * cut;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+/* The same for A itself, asked before the work: the smallest diagonal elements sum to no less than the smallest eigenvalues
+ * (Schur 1923), their squares to no more than ||A||^2. *cut: that sum. */
+static bool f32_may_suffice(const struct core *c, double *cut)
+{
+    float *diagonal = c->tau;
+    double norm2 = 0;
+
+    for (size_t i = 0; i < c->r; i++) {
+        diagonal[i] = c->a[i * c->r + i];
+        norm2 += (double)diagonal[i] * (double)diagonal[i];
+    }
+    qsort(diagonal, c->r, sizeof *diagonal, ascending);
+    *cut = 0;
+    for (size_t i = 0; i + c->rank < c->r; i++)
+        *cut += (double)diagonal[i];
+    return f32_suffices(*cut, sqrt(norm2), 0, 0, c->rank);
+}
+
+/* A from G and L. */
+static void form(struct core *c)
+{
+    int r = (int)c->r;
+
+    memcpy(c->a, c->g, c->r * c->r * sizeof *c->a);
+    cblas_strmm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, r, r, 1, c->l, r, c->a, r);
+    cblas_strmm(CblasRowMajor, CblasLeft, CblasLower, CblasTrans, CblasNonUnit, r, r, 1, c->l, r, c->a, r);
+}
+
+/* x [b, r] = the rows of A whose diagonal elements are largest. */
+static void start(const struct core *c, float *x, size_t b)
+{
+    size_t r = c->r;
+    float least = c->tau[r - b]; /* sorted diagonal */
+
+    for (size_t i = 0, n = 0; i < r && n < b; i++)
+        if (c->a[i * r + i] >= least)
+            memcpy(x + n++ * r, c->a + i * r, r * sizeof *x);
+}
+
+/* V [b, r] and T's diagonal; y [b, r] = V A. */
+static bool iterate(struct core *c, float *y, float *small, size_t b)
+{
+    int r = (int)c->r, n = (int)b;
+    float *v = c->v, *turned = small + b * b;
+
+    start(c, y, b);
+    for (int i = 0; i < ROUNDS; i++) {
+        memcpy(v, y, b * c->r * sizeof *v);
+        if (LAPACKE_sgeqrf(LAPACK_COL_MAJOR, r, n, v, r, c->tau) || LAPACKE_sorgqr(LAPACK_COL_MAJOR, r, n, n, v, r, c->tau))
+            return false;
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, r, r, 1, v, r, c->a, r, 0, y, r);
+    }
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, n, r, 1, y, r, v, r, 0, small, n);
+    if (LAPACKE_ssyevd(LAPACK_COL_MAJOR, 'V', 'U', n, small, n, c->tau))
+        return false;
+    for (size_t i = 0; i < b; i++) { /* ascending: the last row is the largest's */
+        c->t[i] = c->tau[b - 1 - i];
+        memcpy(turned + i * b, small + (b - 1 - i) * b, b * sizeof *turned);
+    }
+    small = turned + b * b;
+    for (int i = 0; i < 2; i++) {
+        float *x = i ? y : v;
+
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, r, n, 1, turned, n, x, r, 0, small, r);
+        memcpy(x, small, b * c->r * sizeof *x);
+    }
+    return true;
+}
+
+static double residual2(const float *y, const float *v, float t, size_t r)
+{
+    double sum = 0;
+
+    for (size_t i = 0; i < r; i++) {
+        double e = (double)y[i] - (double)t * (double)v[i];
+
+        sum += e * e;
+    }
+    return sum;
+}
+
+/* c->p: as many as are known well enough beside the gap behind them. 0: none are. cut: about what will be cut off, or more. */
+static void choose_p(struct core *c, const float *y, size_t b, double cut)
+{
+    double sum = 0;
+
+    c->p = 0;
+    for (size_t i = 0; i + 1 < b; i++) {
+        sum += residual2(y + i * c->r, c->v + i * c->r, c->t[i], c->r);
+        if (sum < LOSS_TAKEN / 8 * cut * (double)(c->t[i] - c->t[i + 1])) {
+            c->p = i + 1;
+            c->missed2 = sum;
+        }
+    }
+}
+
+/* c->a = C; x, y [r, r] are scratch. */
+static void project(struct core *c, float *x, float *y)
+{
+    size_t r = c->r;
+    int n = (int)r, p = (int)c->p;
+
+    for (size_t i = 0; i < r; i++) {
+        memcpy(x + i * r, c->l + i * r, (i + 1) * sizeof *x);
+        memset(x + i * r + i + 1, 0, (r - i - 1) * sizeof *x);
+    }
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, p, n, 1, x, n, c->v, n, 0, y, p);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, n, p, -1, y, p, c->v, n, 1, x, n);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, n, n, 1, c->g, n, x, n, 0, y, n);
+    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, n, n, 1, x, n, y, n, 0, c->a, n);
+}
+
+/* Takes the strongest directions off A, if f32 cannot hold them beside the others. */
+static bool take_off(struct core *c)
+{
+    size_t b = c->rank <= BLOCK ? c->rank - 1 : BLOCK, mark = c->k->used;
+    float *x, *y, *small;
+    double cut;
+    bool done;
+
+    for (size_t i = 0; i < c->r; i++)
+        c->size2 += (double)c->a[i * c->r + i];
+    if (f32_may_suffice(c, &cut))
+        return true;
+    if (c->r < LEAST || b == 0)
+        return false;
+    x = combine_take(c->k, c->r * c->r, sizeof *x);
+    y = combine_take(c->k, c->r * c->r, sizeof *y);
+    small = combine_take(c->k, 2 * b * b + b * c->r, sizeof *small);
+    done = iterate(c, y, small, b);
+    if (done)
+        choose_p(c, y, b, cut);
+    done = done && c->p > 0;
+    if (done)
+        project(c, x, y);
+    c->k->used = mark;
+    return done;
+}
+
+/* Eigenvalues of C into d, ascending, and its largest eigenvectors behind those in V: v [rank, r], one a row, largest first. */
+static bool eigen(struct core *c, float *d, float *v)
+{
+    size_t r = c->r, more = c->rank - c->p, mark = c->k->used;
+    int n = (int)r;
+    float *e = combine_take(c->k, r, sizeof *e), *z = combine_take(c->k, r * r, sizeof *z), *top = z + (r - more) * r;
+    float *work = combine_take(c->k, combine_ormtr_work(more), sizeof *work);
+    double cut = 0, norm2 = 0, gap;
+
+    if (LAPACKE_ssytrd(LAPACK_COL_MAJOR, 'L', n, c->a, n, d, e, c->tau) || LAPACKE_sstedc(LAPACK_COL_MAJOR, 'I', n, d, e, z, n))
+        return false;
+    for (size_t i = 0; i < r; i++) {
+        norm2 += (double)d[i] * (double)d[i];
+        cut += i < r - more && d[i] > 0 ? (double)d[i] : 0;
+    }
+    gap = c->p ? (double)c->t[c->p - 1] - (double)d[r - 1] : 1;
+    if (!(d[r - 1] > 0) || gap <= 0 || c->missed2 > LOSS_TAKEN * cut * gap ||
+        !f32_suffices(cut, sqrt(norm2), c->p ? (double)d[r - 1] : 0, c->size2, c->rank) ||
+        LAPACKE_sormtr_work(LAPACK_COL_MAJOR, 'L', 'L', 'N', n, (int)more, c->a, n, c->tau, top, n, work,
+                            (int)combine_ormtr_work(more)))
+        return false;
+    memcpy(v, c->v, c->p * r * sizeof *v);
+    for (size_t i = 0; i < more; i++)
+        memcpy(v + (c->p + i) * r, top + (more - 1 - i) * r, r * sizeof *v);
+    c->k->used = mark;
+    return true;
+}
+
+/* x [n] *= a, with the sign that makes the element of largest magnitude positive. */
+static void scale_signed(float *x, size_t n, float a)
+{
+    size_t top = cblas_isamax((int)n, x, 1);
+
+    cblas_sscal((int)n, x[top] < 0 ? -a : a, x, 1);
+}
+
+/* The two factors from eigenvectors in up_t [rank, r], which are used up; size: of the numbers in s. */
+static void finish(float *up, float *down, struct core *c, const double *sv, double size, float *up_t)
+{
+    size_t r = c->r;
+    int n = (int)r, rank = (int)c->rank;
+    float *down_t = c->a;
+
+    for (size_t i = 0; i < c->rank; i++)
+        scale_signed(up_t + i * r, r, (float)sqrt(sv[i]));
+    memcpy(down_t, up_t, c->rank * r * sizeof *down_t);
+    cblas_strsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, rank, n, 1, c->l, n, down_t, n);
+    cblas_strmm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, rank, n, 1, c->l, n, up_t, n);
+    for (size_t i = 0; i < c->rank; i++)
+        for (size_t j = 0; j < r; j++)
+            up_t[i * r + j] *= c->s[j] * (float)(size / sv[i]);
+    combine_expand(up, down, c->k, c->rank, up_t, down_t);
+}
+
+bool combine_core32(float *up, float *down, struct combined *c, struct stack *k, const struct rank_rule *rule, float *g,
+                    const float *l)
+{
+    size_t r = k->r, rank = rule->max_rank, n = r * r;
+    double *sv = combine_take(k, r, sizeof *sv), largest = 0;
+    float *s = combine_take(k, r, sizeof *s), *d = combine_take(k, r, sizeof *d), *v;
+    struct core core = {.r = r, .rank = rank, .g = g, .l = l, .s = s, .k = k};
+
+    core.a = combine_take(k, n, sizeof *core.a);
+    core.v = combine_take(k, BLOCK * r, sizeof *core.v);
+    core.t = combine_take(k, BLOCK, sizeof *core.t);
+    core.tau = combine_take(k, r, sizeof *core.tau);
+    v = combine_take(k, rank * r, sizeof *v);
+    for (size_t i = 0; i < r; i++)
+        largest = fabs(k->s[i]) > largest ? fabs(k->s[i]) : largest;
+    for (size_t i = 0; i < r; i++)
+        s[i] = (float)(k->s[i] / largest);
+    for (size_t i = 0; i < r; i++)
+        for (size_t j = 0; j < r; j++)
+            g[i * r + j] *= s[i] * s[j];
+    form(&core);
+    if (!take_off(&core) || !eigen(&core, d, v))
+        return false;
+    for (size_t i = 0; i < r; i++) { /* the p smallest of C are what is left of those that were taken off */
+        float lambda = i < core.p ? core.t[i] : d[r - 1 - (i - core.p)];
+
+        sv[i] = largest * sqrt(lambda > 0 ? (double)lambda : 0);
+    }
+    combine_choose(c, rule, sv, k, sqrt(4 * (double)r) * 0x1p-26); /* the cut is far above f32's noise, so all kept are */
+    if (c->rank != rank)
+        return false;
+    finish(up, down, &core, sv, largest, v);
+    return true;
+}
