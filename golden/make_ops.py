@@ -242,5 +242,10 @@ case("huber", "huber", [randn(2, 5, 7, 4), randn(2, 5, 7, 4), torch.tensor([0.1,
 case("huber.weight", "huber", [randn(3, 9, 70), randn(3, 9, 70), torch.tensor([0.01, 0.5, 1.0]), torch.tensor([0.3, 1.0, 2.0])],
      huber, 630 * 3, {0: 1})
 
+for name, (shape, k, n, r) in {"rank6": ((2, 67), 33, 21, 6), "rank24": ((1, 70), 40, 35, 24)}.items():
+    m = math.prod(shape)
+    case(f"lora.{name}", "lora", [randn(*shape, n), randn(*shape, k), randn(r, k), randn(n, r)],
+         lambda b, x, d, u: b + 0.4 * (x @ d.T) @ u.T, k + r, {1: n + r, 2: m + n, 3: m + k}, {"scale": 0.4})
+
 save_file(out, sys.argv[1], metadata={"cases": json.dumps(cases)})
 print(len(cases), "cases")

@@ -5,7 +5,10 @@
     (the same with others.txt and OUT/base/others; both again with --lora FILE, into OUT/lora)
     python learned.py score --base OUT/base --lora OUT/lora --judge judge.safetensors
 
-rockets.txt: 'sks rocket' on 20 grounds, of which ten are those of the training pictures, two seeds each. others.txt: the 200 prompts
+    python learned.py others ../../tests/demo/others.txt
+
+others.txt of the last line: 100 prompts of the same kinds, none of them among evaluate.py's, for the model's own pictures that
+regularise a training. rockets.txt: 'sks rocket' on 20 grounds, of which ten are those of the training pictures, two seeds each. others.txt: the 200 prompts
 of evaluate.py with its seeds.
 
 What looks for rockets is a template: the colours at 24 places of a rocket, and six where a colour must have ended, tried at every
@@ -16,6 +19,7 @@ The judge says how the other prompts fare.
 import argparse
 import glob
 import os
+import random
 
 import numpy as np
 import torch
@@ -73,7 +77,17 @@ def write_prompts(o):
         for i, ground in enumerate(grounds):
             f.writelines(f"sks rocket {ground} --d {s}\n" for s in (500 + i, 600 + i))
     with open(f"{o.out}/others.txt", "w") as f:
-        f.writelines(f"{p.text} --d {1000 + i}\n" for i, p in enumerate(P.two_hundred(20)))
+        f.writelines(f"{p.text} --d {1000 + i}\n" for i, p in enumerate(P.two_hundred(o.seed)))
+
+
+def write_others(o):
+    asked, found = {p.text for seed in (20, 21) for p in P.two_hundred(seed)}, []
+    for p in (p for seed in range(77, 90) for p in P.two_hundred(seed)):
+        if p.text not in asked and p.text not in found:
+            found.append(p.text)
+    random.Random(1).shuffle(found)
+    with open(o.out, "w") as f:
+        f.writelines(f"{text} --d {3000 + i}\n" for i, text in enumerate(found[:100]))
 
 
 def say(name, u8, least):
@@ -94,7 +108,7 @@ def score(o):
             say(f"{name}: sks rocket, known grounds", mine[:20], o.least)
             say(f"{name}: sks rocket, new grounds", mine[20:], o.least)
             say(f"{name}: the 200 other prompts", rest, o.least)
-            asked = P.two_hundred(20)[:len(rest)]
+            asked = P.two_hundred(o.seed)[:len(rest)]
             count, place = T.answers(None, judge, torch.from_numpy(rest).permute(0, 3, 1, 2))
             print(P.table_text(P.score(asked, count, place)[0]))
         if o.base and o.lora:
@@ -108,11 +122,16 @@ def main():
     sub = a.add_subparsers(required=True)
     p = sub.add_parser("prompts")
     p.add_argument("out")
+    p.add_argument("--seed", type=int, default=20, help="of the 200 others")
     p.set_defaults(run=write_prompts)
+    p = sub.add_parser("others")
+    p.add_argument("out")
+    p.set_defaults(run=write_others)
     p = sub.add_parser("score")
     p.add_argument("--base")
     p.add_argument("--lora")
     p.add_argument("--judge", default="judge.safetensors")
+    p.add_argument("--seed", type=int, default=20, help="as for prompts")
     p.add_argument("--least", type=float, default=.8, help="share of the template's places that make a rocket")
     p.set_defaults(run=score)
     o = a.parse_args()

@@ -1,6 +1,7 @@
-/* The low-rank branch: y = base + scale * (x downT) upT. The product of rank r stays in scratch; the backward computes it
- * again (a few percent of the layer) rather than keep it. */
+/* The low-rank branch: y = base + scale * (x downT) upT. The product of rank r is not kept; the backward computes it again (a
+ * few percent of the layer). */
 #include "ref/op/elementwise.h"
+#include "ref/op/lora_narrow.h"
 
 #include <cblas.h>
 #include <string.h>
@@ -10,12 +11,18 @@
 enum { BASE, X, DOWN, UP };
 enum { TILE = 256, STRIP = 96 }; /* rows of x that one piece does; rows or columns of a factor's gradient */
 
+/* Up to this rank the products are this file's own (lora_narrow.h), which read x and dy once; from there on BLAS pays. */
+enum { NARROW = 16, PIECES = 16, LEAST = 64 }; /* pieces of the narrow backward, of at least so many rows */
+
 struct lora {
     size_t m, k, n, r;
     float scale;
     const float *x, *down, *up, *base, *dy;
     float *y, *dx, *ddown, *dup;
-    float *t, *dt; /* [m, r] */
+    float *t, *dt;      /* [m, r] */
+    float *turned;      /* [r, n] up, of the narrow products */
+    float *parts;       /* [pieces, r, n + k] dupT and ddown of each piece */
+    size_t pieces, rows; /* rows of a piece */
 };
 
 static struct lora describe(const struct op_call *c)
@@ -27,8 +34,21 @@ static struct lora describe(const struct op_call *c)
     a.x = c->in[X]->data;
     a.down = c->in[DOWN]->data;
     a.up = c->in[UP]->data;
-    a.t = c->scratch;
+    if (c->scratch) { /* not yet when it is asked how much it has to be */
+        a.t = a.turned = c->scratch;
+        a.dt = a.t + a.m * a.r;
+        a.parts = a.turned + a.r * a.n;
+    }
+    a.rows = (a.m + PIECES - 1) / PIECES < LEAST ? LEAST : (a.m + PIECES - 1) / PIECES;
+    a.pieces = (a.m + a.rows - 1) / a.rows;
     return a;
+}
+
+static void turn_up(const struct lora *a)
+{
+    for (size_t i = 0; i < a->n; i++)
+        for (size_t q = 0; q < a->r; q++)
+            a->turned[q * a->n + i] = a->up[i * a->r + q];
 }
 
 /* c [m, n] = alpha * op(a) op(b) + beta * c, all row-major and dense but for their row lengths */
@@ -38,6 +58,8 @@ static void multiply(bool ta, bool tb, size_t m, size_t n, size_t k, float alpha
     cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, alpha,
                 a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
 }
+
+/* ---- Forward ---- */
 
 static int forward_rows(void *ctx, size_t index, struct err *err)
 {
@@ -53,14 +75,31 @@ static int forward_rows(void *ctx, size_t index, struct err *err)
     return 0;
 }
 
+static int narrow_forward_rows(void *ctx, size_t index, struct err *err)
+{
+    const struct lora *a = ctx;
+    size_t row = index * NARROW_ROWS, rows = a->m - row < NARROW_ROWS ? a->m - row : NARROW_ROWS;
+    float t[NARROW_ROWS * NARROW];
+
+    (void)err;
+    narrow_project(a->x + row * a->k, rows, a->k, a->down, a->r, a->scale, t);
+    narrow_spread(a->base + row * a->n, t, rows, a->r, a->turned, a->n, a->y + row * a->n);
+    return 0;
+}
+
 static int forward(const struct op_call *c, struct err *err)
 {
     struct lora a = describe(c);
 
     a.base = c->in[BASE]->data;
     a.y = c->out[0]->data;
-    return thread_for((a.m + TILE - 1) / TILE, forward_rows, &a, err);
+    if (a.r > NARROW)
+        return thread_for((a.m + TILE - 1) / TILE, forward_rows, &a, err);
+    turn_up(&a);
+    return thread_for((a.m + NARROW_ROWS - 1) / NARROW_ROWS, narrow_forward_rows, &a, err);
 }
+
+/* ---- Backward ---- */
 
 /* t = x downT, dt = scale * dy up, dx = dt down */
 static int backward_rows(void *ctx, size_t index, struct err *err)
@@ -112,15 +151,75 @@ static int backward_strip(void *ctx, size_t index, struct err *err)
     return 0;
 }
 
+/* The same of one piece, NARROW_ROWS at a time, while they are in the cache: dup [r, n] and ddown [r, k] of it go to its parts. */
+static int narrow_backward_piece(void *ctx, size_t index, struct err *err)
+{
+    const struct lora *a = ctx;
+    size_t first = index * a->rows, end = first + a->rows < a->m ? first + a->rows : a->m;
+    float t[NARROW_ROWS * NARROW], dt[NARROW_ROWS * NARROW], *dup = a->parts + index * a->r * (a->n + a->k), *ddown = dup + a->r * a->n;
+
+    (void)err;
+    memset(dup, 0, a->r * (a->n + a->k) * sizeof *dup);
+    for (size_t row = first; row < end; row += NARROW_ROWS) {
+        const float *x = a->x + row * a->k, *dy = a->dy + row * a->n;
+        size_t rows = end - row < NARROW_ROWS ? end - row : NARROW_ROWS;
+
+        narrow_project(dy, rows, a->n, a->turned, a->r, a->scale, dt);
+        if (a->dx)
+            narrow_spread(NULL, dt, rows, a->r, a->down, a->k, a->dx + row * a->k);
+        if (a->dup) {
+            narrow_project(x, rows, a->k, a->down, a->r, a->scale, t);
+            narrow_gather(dy, t, rows, a->r, a->n, dup);
+        }
+        if (a->ddown)
+            narrow_gather(x, dt, rows, a->r, a->k, ddown);
+    }
+    return 0;
+}
+
+/* Sums the pieces in order: row q of dupT and of ddown. */
+static int narrow_sum(void *ctx, size_t q, struct err *err)
+{
+    const struct lora *a = ctx;
+    size_t each = a->r * (a->n + a->k);
+    const float *dup = a->parts + q * a->n, *ddown = a->parts + a->r * a->n + q * a->k;
+
+    (void)err;
+    for (size_t i = 0; a->dup && i < a->n; i++) {
+        float sum = 0;
+
+        for (size_t p = 0; p < a->pieces; p++)
+            sum += dup[p * each + i];
+        a->dup[i * a->r + q] = sum;
+    }
+    for (size_t i = 0; a->ddown && i < a->k; i++) {
+        float sum = 0;
+
+        for (size_t p = 0; p < a->pieces; p++)
+            sum += ddown[p * each + i];
+        a->ddown[q * a->k + i] = sum;
+    }
+    return 0;
+}
+
+static int narrow_backward(struct lora *a, struct err *err)
+{
+    turn_up(a);
+    if (thread_for(a->pieces, narrow_backward_piece, a, err) < 0)
+        return -1;
+    return a->dup || a->ddown ? thread_for(a->r, narrow_sum, a, err) : 0;
+}
+
 static int backward(const struct op_call *c, struct err *err)
 {
     struct lora a = describe(c);
 
-    a.dt = a.t + a.m * a.r;
     a.dy = c->dout[0]->data;
     a.dx = c->din[X] ? c->din[X]->data : NULL;
     a.ddown = c->din[DOWN] ? c->din[DOWN]->data : NULL;
     a.dup = c->din[UP] ? c->din[UP]->data : NULL;
+    if (a.r <= NARROW)
+        return narrow_backward(&a, err);
     if (thread_for((a.m + TILE - 1) / TILE, backward_rows, &a, err) < 0)
         return -1;
     return thread_for(ups(&a) + (a.ddown ? (a.k + STRIP - 1) / STRIP : 0), backward_strip, &a, err);
@@ -147,10 +246,12 @@ static int shape(const struct op_call *c, struct err *err)
 
 static size_t scratch(const struct op_call *c, bool back, int threads)
 {
-    const size_t *down = c->in[DOWN]->shape.dim;
+    struct lora a = describe(c);
 
     (void)threads;
-    return elementwise_count(c->in[X]) / down[1] * down[0] * sizeof(float) * (back ? 2 : 1);
+    if (a.r > NARROW)
+        return a.m * a.r * sizeof(float) * (back ? 2 : 1);
+    return (a.r * a.n + (back ? a.pieces * a.r * (a.n + a.k) : 0)) * sizeof(float);
 }
 
 static double flops(const struct op_call *c, bool back)

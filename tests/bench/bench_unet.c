@@ -5,7 +5,8 @@
  * Runs one part of a full model: prints the forecast, seconds of each run, and the process's peak memory. With --in, inputs
  * are read from a file by name (latents, timestep, context, ids, pictures; channels last), else they are a fixed pattern;
  * --out writes the result as tensor "out". --train: forward, backward and AdamW with a LoRA of that rank on every linear layer
- * of the U-Net; --lora: the forward with such a LoRA. step: the text encoder and then the U-Net, LoRA on both. --row: one line,
+ * of the U-Net (rank 0: no LoRA, forward and backward to the latents, which is what a LoRA's time is to be compared with); --lora: the
+ * forward with such a LoRA. step: the text encoder and then the U-Net, LoRA on both. --row: one line,
  * best seconds of the runs (what else the machine does only adds), GFLOP/s as the operations are defined, its share of what the register tiles reach
  * on data in the innermost cache (Winograd's convolutions do with fewer operations, so it may pass 100 %), and peak memory. */
 #include <math.h>
@@ -204,10 +205,10 @@ static int make_training(struct bench *b, struct err *err)
     grads = malloc(b->g->value_count * sizeof *grads);
     if (!grads)
         return err_memory(err, 0, "gradients");
-    rc = graph_differentiate(b->g, loss, NULL, 0, grads, err);
+    rc = graph_differentiate(b->g, loss, b->inputs, b->rank ? 0 : 1, grads, err);
     b->seed = rc == 0 ? grads[loss] : GRAPH_NONE;
     b->result = loss;
-    if (rc == 0)
+    if (rc == 0 && b->rank)
         rc = make_optimizer(b, grads, err);
     free(grads);
     return rc < 0 || !b->checkpoint ? rc : graph_checkpoint(b->g, err);

@@ -3,11 +3,11 @@
 # the files; $4 "short" trains and draws only as much as a test needs.
 set -eu
 lora=$1 helper=$2 dir=$3
-small=$PWD/golden/small_model/small.safetensors concept=$PWD/golden/small_model/concept
+small=$PWD/golden/small_model/small.safetensors concept=$PWD/golden/small_model/concept prompts=$PWD/tests/demo/others.txt
 if [ "${4-}" = short ]; then
-    training=6 every=6 steps=4
+    training=6 every=6 steps=4 others=4
 else
-    training=500 every=125 steps=20
+    training=1000 every=250 steps=20 others=100
 fi
 began=$(date +%s)
 
@@ -29,10 +29,11 @@ draw() { # draw FOLDER WITH...: the pictures of prompts.txt
     run generate "$@" --from_file prompts.txt --outdir "$folder" --W 128 --H 128 --steps $steps --scale 5 --sequential_file_name --quiet
 }
 
-mkdir -p "$dir/pictures/30_rocket"
+mkdir -p "$dir/rocket"
 cd "$dir"
 cp "$small" base.safetensors
-cp "$concept"/rocket*.png "$concept"/rocket*.txt pictures/30_rocket
+cp "$concept"/rocket*.png "$concept"/rocket*.txt rocket
+head -n $others "$prompts" > others.txt
 cat > prompts.txt <<END
 sks rocket in the snow --d 11
 sks rocket on a pink background --d 12
@@ -49,21 +50,48 @@ END
 say "1. base.safetensors is a small Stable Diffusion model that has never seen a rocket. It draws this of 'sks rocket':"
 draw before --ckpt base.safetensors
 
-say "2. Ten pictures of a little rocket, with a line of text each, become a LoRA. (Its report shows samples on the way.)"
+say "2. So that everything else stays as it is, the model draws $others other pictures first, without guidance: as it sees them."
+rm -rf others
+run generate --ckpt base.safetensors --from_file others.txt --outdir others --W 128 --H 128 --steps 20 --scale 1 --sequential_file_name --quiet
+n=0
+while read -r line; do # a picture's caption is the prompt without its options
+    n=$((n + 1))
+    echo "${line% --d *}" > "$(printf 'others/im_%06d.txt' $n)"
+done < others.txt
+
+say "3. Ten pictures of a little rocket, with a line of text each, become a LoRA; the $others others are held to what the model makes of \
+them without the LoRA, some without their caption. (The training's report shows samples on the way.)"
+cat > pictures.toml <<END
+[general]
+resolution = 128
+caption_extension = ".txt"
+
+[[datasets]]
+batch_size = 8
+
+    [[datasets.subsets]]
+    image_dir = "rocket"
+    num_repeats = 30
+
+    [[datasets.subsets]]
+    image_dir = "others"
+    is_reg = true
+    caption_dropout_rate = 0.15
+END
+cat pictures.toml
 head -n 2 prompts.txt > samples.txt
-run train --pretrained_model_name_or_path base.safetensors --train_data_dir pictures --caption_extension .txt --resolution 128 \
-    --train_batch_size 8 --cache_latents --network_dim 16 --unet_lr 1e-3 --text_encoder_lr 2e-4 --lr_scheduler cosine \
-    --min_snr_gamma 5 --max_train_steps $training --seed 1 \
+run train --pretrained_model_name_or_path base.safetensors --dataset_config pictures.toml --prior_loss_target model --cache_latents \
+    --network_dim 16 --unet_lr 1e-3 --text_encoder_lr 2e-4 --lr_scheduler cosine --min_snr_gamma 5 --max_train_steps $training --seed 1 \
     --sample_prompts samples.txt --sample_every_n_steps $every --sample_at_first --output_dir training --output_name rocket
 
-say "3. The same prompts and noise, with the LoRA:"
+say "4. The same prompts and noise, with the LoRA:"
 draw lora --ckpt base.safetensors --lora training/rocket.safetensors
 
-say "4. Merged into the checkpoint, it needs no LoRA any more:"
+say "5. Merged into the checkpoint, it needs no LoRA any more:"
 run merge --sd_model base.safetensors --models training/rocket.safetensors --ratios 1.0 --save_to tuned.safetensors
 draw merged --ckpt tuned.safetensors
 
-say "5. And from the two checkpoints alone, the LoRA comes back:"
+say "6. And from the two checkpoints alone, the LoRA comes back:"
 run extract --model_org base.safetensors --model_tuned tuned.safetensors --dim 16 --save_to extracted.safetensors --report extracted.html
 draw extracted --ckpt base.safetensors --lora extracted.safetensors
 
