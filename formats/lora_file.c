@@ -508,30 +508,40 @@ const struct lora_module *lora_file_find(const struct lora_file *f, enum model_p
     return NULL;
 }
 
+/* As f32. In pieces that stay in the cache, where the file has the numbers as they are: a buffer for all of them would be new
+ * memory each time, which costs more than the reading. */
+static int read_widened(const struct lora_factor *x, float *dst, size_t n, struct err *err)
+{
+    _Alignas(64) unsigned char piece[1 << 15];
+    size_t size = dtype_size(x->entry->dtype), most = x->entry->plain ? sizeof piece / size : n;
+    void *raw = x->entry->plain ? piece : mem_new(x->entry->nbytes, "a LoRA factor", err);
+    int rc = raw ? 0 : -1;
+
+    for (size_t at = 0, part; at < n && rc == 0; at += part) {
+        part = n - at < most ? n - at : most;
+        rc = tensor_file_read_part(x->file, x->entry, at * size, part * size, raw, err);
+        if (rc == 0)
+            dtype_convert(dst + at, DT_F32, raw, x->entry->dtype, part);
+    }
+    if (raw != piece)
+        free(raw);
+    return rc;
+}
+
 /* Reads a factor as f32 and checks that it is finite. */
 static int read_factor(const struct lora_factor *x, float *dst, struct err *err)
 {
     size_t n = x->entry->nbytes / dtype_size(x->entry->dtype), bad;
-    void *raw = x->entry->dtype == DT_F32 ? dst : mem_new(x->entry->nbytes, "a LoRA factor", err);
-    int rc = -1;
 
-    if (!raw)
+    if (x->entry->dtype == DT_F32 ? tensor_file_read(x->file, x->entry, dst, err) : read_widened(x, dst, n, err))
         return -1;
-    if (tensor_file_read(x->file, x->entry, raw, err) != 0)
-        goto out;
-    if (raw != dst)
-        dtype_convert(dst, DT_F32, raw, x->entry->dtype, n);
     bad = dtype_find_nonfinite(dst, DT_F32, n);
-    if (bad < n) {
-        err_set(err, "cannot use '%s': tensor '%s' has a NaN or infinity at element %zu; the LoRA is broken, get it again or train "
-                     "it again", x->file->path, x->entry->name, bad);
-        goto out;
-    }
-    rc = 0;
-out:
-    if (raw != dst)
-        free(raw);
-    return rc;
+    if (bad < n)
+        return err_set(err,
+                       "cannot use '%s': tensor '%s' has a NaN or infinity at element %zu; the LoRA is broken, get it again or "
+                       "train it again",
+                       x->file->path, x->entry->name, bad);
+    return 0;
 }
 
 /* down [rank, in * k] = mid [rank, rank, k] over thin [rank, in]: CP form, W = up x mid x thin. Sums in f64. */

@@ -2,11 +2,11 @@
  *
  * f32 knows A's eigenvalues to some 1e-6 of the largest one only, and LoRAs have a few directions that are far stronger than
  * those at the cut. So these are taken off first: p orthonormal vectors V from a few steps of subspace iteration (Parlett, "The
- * Symmetric Eigenvalue Problem", ch. 14). With P = 1 - V V' the rest of the problem is C = (L P)' G (L P). L P is computed
- * before it is multiplied with itself, so that C is off by eps times the roots of both A's and C's norm, and not by eps times
- * A's.
+ * Symmetric Eigenvalue Problem", ch. 14). With an orthonormal basis W of what is orthogonal to V, the rest of the problem is
+ * C = (L W)' G (L W), of r - p rows. L W is computed before it is multiplied with itself, so that C is off by eps times the
+ * roots of both A's and C's norm, and not by eps times A's.
  *
- * V and the best vectors of C together lose little. In the basis of V and its complement A = [T E'; E C]. The eigenvalues of A
+ * V and the best vectors of C together lose little. In the basis of V and W A = [T E'; E C]. The eigenvalues of A
  * behind the p-th are no larger than those of C (Cauchy's interlacing); and since A <= [T + E'E / gap, 0; 0, C + gap] for
  * gap = t_p - c_1 > 0, the first p sum up to tr T + ||E||^2 / gap at most. */
 #include <cblas.h>
@@ -28,14 +28,17 @@ enum { BLOCK = 48, ROUNDS = 3, LEAST = 96 /* smaller problems take no time in f6
 struct core {
     size_t r, rank, p; /* p vectors are taken off */
     const float *g, *l, *s;
-    float *a, *v, *t; /* A [r, r], then C; V [BLOCK, r], one vector a row; T's diagonal [BLOCK], descending */
-    float *tau;
+    float *a, *v, *t; /* A [r, r], then C [r - p, r - p]; V [BLOCK, r], one vector a row; T's diagonal [BLOCK], descending */
+    float *tau;       /* [r] scratch */
+    float *q,
+        *q_tau;  /* [BLOCK, r], [BLOCK]: reflectors whose product has V's span in its first p columns and W in the others */
+    float *work; /* [combine_ormtr_work(r)] */
     double size2, missed2; /* ||A||, at most, and ||E||^2 */
     struct stack *k;
 };
 
 /* Whether f32 eigenvectors are good enough for a cut behind `rank`. They are exact for a matrix that is off by R with ||R||_F
- * of 64 eps ||C||_F at most (measured: 4e-6 in the worst of a merge's 264 modules), and of 16 eps sqrt(c_1 ||A||) from the
+ * of 64 eps ||C||_F at most (measured: 4e-6 at worst in a merge's modules), and of 16 eps sqrt(c_1 ||A||) from the
  * product that made C; they capture at most 2 sqrt(rank) ||R||_F less than is possible. cut: the sum of the eigenvalues behind
  * the rank, or no less; norm: ||C||_F, first: c_1, size: ||A||, each or no more. */
 static bool f32_suffices(double cut, double norm, double first, double size, size_t rank)
@@ -146,20 +149,24 @@ static void choose_p(struct core *c, const float *y, size_t b, double cut)
     }
 }
 
-/* c->a = C; x, y [r, r] are scratch. */
-static void project(struct core *c, float *x, float *y)
+/* c->a = C and the reflectors; x, y [r, r] are scratch. */
+static bool project(struct core *c, float *x, float *y)
 {
     size_t r = c->r;
-    int n = (int)r, p = (int)c->p;
+    int n = (int)r, p = (int)c->p, rest = n - p;
 
+    memcpy(c->q, c->v, c->p * r * sizeof *c->q);
     for (size_t i = 0; i < r; i++) {
         memcpy(x + i * r, c->l + i * r, (i + 1) * sizeof *x);
         memset(x + i * r + i + 1, 0, (r - i - 1) * sizeof *x);
     }
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, n, p, n, 1, x, n, c->v, n, 0, y, p);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, n, p, -1, y, p, c->v, n, 1, x, n);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, n, n, 1, c->g, n, x, n, 0, y, n);
-    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, n, n, 1, x, n, y, n, 0, c->a, n);
+    /* seen by columns x is L', so that reflectors from the left are those of L from the right */
+    if (LAPACKE_sgeqrf(LAPACK_COL_MAJOR, n, p, c->q, n, c->q_tau) ||
+        LAPACKE_sormqr_work(LAPACK_COL_MAJOR, 'L', 'T', n, n, p, c->q, n, c->q_tau, x, n, c->work, (int)combine_ormtr_work(r)))
+        return false;
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, rest, n, 1, c->g, n, x + p, n, 0, y, rest);
+    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, rest, rest, n, 1, x + p, n, y, rest, 0, c->a, rest);
+    return true;
 }
 
 /* Takes the strongest directions off A, if f32 cannot hold them beside the others. */
@@ -182,39 +189,49 @@ static bool take_off(struct core *c)
     done = iterate(c, y, small, b);
     if (done)
         choose_p(c, y, b, cut);
-    done = done && c->p > 0;
-    if (done)
-        project(c, x, y);
+    done = done && c->p > 0 && project(c, x, y);
     c->k->used = mark;
     return done;
 }
 
-/* Eigenvalues of C into d, ascending, and its largest eigenvectors behind those in V: v [rank, r], one a row, largest first. */
+/* C's vectors, z [more, n] by rows, ascending, behind V's: v [rank, r], largest first. */
+static bool unite(const struct core *c, const float *z, size_t n, float *v)
+{
+    size_t r = c->r, p = c->p, more = c->rank - p;
+
+    memcpy(v, c->v, p * r * sizeof *v);
+    for (size_t i = 0; i < more; i++) {
+        memset(v + (p + i) * r, 0, p * sizeof *v);
+        memcpy(v + (p + i) * r + p, z + (more - 1 - i) * n, n * sizeof *v);
+    }
+    return p == 0 || LAPACKE_sormqr_work(LAPACK_COL_MAJOR, 'L', 'N', (int)r, (int)more, (int)p, c->q, (int)r, c->q_tau,
+                                         v + p * r, (int)r, c->work, (int)combine_ormtr_work(r)) == 0;
+}
+
+/* Eigenvalues of C into d [r - p], ascending, and its largest eigenvectors behind those in V: v [rank, r], largest first. */
 static bool eigen(struct core *c, float *d, float *v)
 {
-    size_t r = c->r, more = c->rank - c->p, mark = c->k->used;
-    int n = (int)r;
-    float *e = combine_take(c->k, r, sizeof *e), *z = combine_take(c->k, r * r, sizeof *z), *top = z + (r - more) * r;
-    float *work = combine_take(c->k, combine_ormtr_work(more), sizeof *work);
-    double cut = 0, norm2 = 0, gap;
+    size_t n = c->r - c->p, more = c->rank - c->p, mark = c->k->used;
+    float *e = combine_take(c->k, n, sizeof *e), *z = combine_take(c->k, n * n, sizeof *z), *top = z + (n - more) * n;
+    double cut = 0, norm2 = 0, first, gap;
+    bool done;
 
-    if (LAPACKE_ssytrd(LAPACK_COL_MAJOR, 'L', n, c->a, n, d, e, c->tau) || LAPACKE_sstedc(LAPACK_COL_MAJOR, 'I', n, d, e, z, n))
+    if (LAPACKE_ssytrd(LAPACK_COL_MAJOR, 'L', (int)n, c->a, (int)n, d, e, c->tau) ||
+        LAPACKE_sstedc(LAPACK_COL_MAJOR, 'I', (int)n, d, e, z, (int)n))
         return false;
-    for (size_t i = 0; i < r; i++) {
+    for (size_t i = 0; i < n; i++) {
         norm2 += (double)d[i] * (double)d[i];
-        cut += i < r - more && d[i] > 0 ? (double)d[i] : 0;
+        cut += i < n - more && d[i] > 0 ? (double)d[i] : 0;
     }
-    gap = c->p ? (double)c->t[c->p - 1] - (double)d[r - 1] : 1;
-    if (!(d[r - 1] > 0) || gap <= 0 || c->missed2 > LOSS_TAKEN * cut * gap ||
-        !f32_suffices(cut, sqrt(norm2), c->p ? (double)d[r - 1] : 0, c->size2, c->rank) ||
-        LAPACKE_sormtr_work(LAPACK_COL_MAJOR, 'L', 'L', 'N', n, (int)more, c->a, n, c->tau, top, n, work,
-                            (int)combine_ormtr_work(more)))
-        return false;
-    memcpy(v, c->v, c->p * r * sizeof *v);
-    for (size_t i = 0; i < more; i++)
-        memcpy(v + (c->p + i) * r, top + (more - 1 - i) * r, r * sizeof *v);
+    first = (double)d[n - 1];
+    gap = c->p ? (double)c->t[c->p - 1] - first : 1;
+    done = first > 0 && gap > 0 && c->missed2 <= LOSS_TAKEN * cut * gap &&
+           f32_suffices(cut, sqrt(norm2), c->p ? first : 0, c->size2, c->rank) &&
+           LAPACKE_sormtr_work(LAPACK_COL_MAJOR, 'L', 'L', 'N', (int)n, (int)more, c->a, (int)n, c->tau, top, (int)n, c->work,
+                               (int)combine_ormtr_work(c->r)) == 0 &&
+           unite(c, top, n, v);
     c->k->used = mark;
-    return true;
+    return done;
 }
 
 /* x [n] *= a, with the sign that makes the element of largest magnitude positive. */
@@ -255,6 +272,9 @@ bool combine_core32(float *up, float *down, struct combined *c, struct stack *k,
     core.v = combine_take(k, BLOCK * r, sizeof *core.v);
     core.t = combine_take(k, BLOCK, sizeof *core.t);
     core.tau = combine_take(k, r, sizeof *core.tau);
+    core.q = combine_take(k, BLOCK * r, sizeof *core.q);
+    core.q_tau = combine_take(k, BLOCK, sizeof *core.q_tau);
+    core.work = combine_take(k, combine_ormtr_work(r), sizeof *core.work);
     v = combine_take(k, rank * r, sizeof *v);
     for (size_t i = 0; i < r; i++)
         largest = fabs(k->s[i]) > largest ? fabs(k->s[i]) : largest;
@@ -266,8 +286,8 @@ bool combine_core32(float *up, float *down, struct combined *c, struct stack *k,
     form(&core);
     if (!take_off(&core) || !eigen(&core, d, v))
         return false;
-    for (size_t i = 0; i < r; i++) { /* the p smallest of C are what is left of those that were taken off */
-        float lambda = i < core.p ? core.t[i] : d[r - 1 - (i - core.p)];
+    for (size_t i = 0; i < r; i++) {
+        float lambda = i < core.p ? core.t[i] : d[r - 1 - i];
 
         sv[i] = largest * sqrt(lambda > 0 ? (double)lambda : 0);
     }

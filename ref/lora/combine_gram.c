@@ -10,6 +10,7 @@
 
 #include "ref/base/dtype.h"
 #include "ref/lora/combine_work.h"
+#include "ref/lora/svd_work.h"
 
 /* The reciprocal 1-norm condition of a normalised Gram matrix above which f32 sums are good enough: an entry is off by about
  * 2e-7, so A is known to a few 1e-4 relatively in every direction, and eigenvalues near the cut that this could mix up
@@ -21,28 +22,30 @@
 
 /* g [r, r], both triangles, = U'U or D D' with sums in f32, and l its Cholesky factor (row-major, lower). Returns whether that
  * is good enough. */
-static bool gram_f32(float *g, float *l, const struct stack *k, bool down)
+static bool gram_f32(float *g, float *l, struct stack *k, bool down)
 {
-    size_t r = k->r, rows = down ? k->in : k->out;
+    size_t r = k->r, rows = down ? k->in : k->out, mark = k->used;
     const float *x = down ? k->d : k->u;
-    float norm = 0, rcond = 0;
+    float *work = combine_take(k, 3 * r, sizeof *work), norm, rcond = 0;
+    int *integers = combine_take(k, r, sizeof *integers), n = (int)r;
+    bool fine;
 
-    memset(g, 0, r * r * sizeof *g);
-    for (size_t i = 0; i < r; i++)
-        g[i * r + i] = 1;
-    if (x)
-        cblas_ssyrk(CblasRowMajor, CblasLower, down ? CblasNoTrans : CblasTrans, (int)r, (int)rows, 1, x,
-                    (int)(down ? rows : r), 0, g, (int)r);
-    for (size_t i = 0; i < r; i++)
-        for (size_t j = 0; j < i; j++)
-            g[j * r + i] = g[i * r + j];
+    if (x) {
+        cblas_ssyrk(CblasRowMajor, CblasLower, down ? CblasNoTrans : CblasTrans, n, (int)rows, 1, x, down ? (int)rows : n, 0, g,
+                    n);
+    } else {
+        memset(g, 0, r * r * sizeof *g);
+        for (size_t i = 0; i < r; i++)
+            g[i * r + i] = 1;
+    }
+    svd_mirror(g, r);
     memcpy(l, g, r * r * sizeof *l);
-    norm = LAPACKE_slansy(LAPACK_COL_MAJOR, '1', 'U', (int)r, g, (int)r);
-    /* row-major lower is column-major upper */
-    if (LAPACKE_spotrf(LAPACK_COL_MAJOR, 'U', (int)r, l, (int)r) ||
-        LAPACKE_spocon(LAPACK_COL_MAJOR, 'U', (int)r, l, (int)r, norm, &rcond))
-        return false;
-    return rcond > RCOND_F32;
+    /* row-major lower is column-major upper; the functions without _work go over all numbers once more, for NaNs */
+    norm = LAPACKE_slansy_work(LAPACK_COL_MAJOR, '1', 'U', n, g, n, work);
+    fine = LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'U', n, l, n) == 0 &&
+           LAPACKE_spocon_work(LAPACK_COL_MAJOR, 'U', n, l, n, norm, &rcond, work, integers) == 0 && rcond > RCOND_F32;
+    k->used = mark;
+    return fine;
 }
 
 /* The same with sums in f64. */

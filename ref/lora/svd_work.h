@@ -1,4 +1,5 @@
-/* Inside of svd.c and its helpers: a matrix seen from its short side, a worker's buffers, a Krylov space.
+/* Inside of svd.c and its helpers (combine_gram.c uses svd_mirror()): a matrix seen from its short side, a worker's buffers, a
+ * Krylov space.
  *
  * A [rows, cols] is D itself when D is tall, else D transposed, so rows >= cols always. Its vectors are kept as rows: x [s,
  * cols] is s vectors of the short side, y [s, rows] of the long side. Products go through these functions, so nothing else
