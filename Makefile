@@ -206,7 +206,7 @@ help:
 # Pages, completions and links come from the program's own tables, so a new command needs nothing here.
 TO := $(DESTDIR)$(PREFIX)
 # What 'lora verify' reads; the small model draws pictures, too.
-GOLDEN := ops.safetensors models.safetensors tokenizer.json rng.safetensors rng_cuda.safetensors schedule.safetensors \
+GOLDEN := ops.safetensors models.safetensors train.safetensors tokenizer.json rng.safetensors rng_cuda.safetensors schedule.safetensors \
   samplers.safetensors samplers_v030.safetensors small_model/small.safetensors small_model/reference.safetensors
 ## install: program, man pages, completion, links of the old names, to $(DESTDIR)$(PREFIX)
 install: $(BIN)

@@ -3,13 +3,14 @@
 
 Training by torch on a small model of SD1's structure (diffusers' U-Net, transformers' text encoder, weights from names as in
 make_models.py, but 77 positions): the loss of each of ten steps, all gradients of the first, all factors after the last; and the
-factors that sd-scripts' modules start with. Everything in float64; what torch itself makes of it in float32 says how far one
-may be off (metadata "error").
+factors that sd-scripts' modules start with. Everything in float64; what torch itself makes of it in float32, and with models and
+activations in bfloat16 and float16 (factors, loss and optimizer float32), says how far one may be off (metadata "error").
 
 Tensors: CASE/KEY with KEY one of latents [2, h, w, 4], ids [steps, 2 * chunks, 77], timesteps [steps, 2], noise [steps, 2, h, w, 4],
 weight, delta [steps, 2], losses [steps], grad/PATH.down, .up (first step), last/PATH.down, .up (after all),
 mask/PATH (dropout, [2, rank] or of the activation's shape). init/PATH: lora_down after torch.manual_seed(42). Channels last.
-Metadata "cases": per case the options; "error": per tensor.
+Metadata "cases": per case the options; "error": per tensor [float32, bfloat16, float16], the largest difference; "rms": per case with
+last/, root mean square difference of all factors.
 """
 import json
 import math
@@ -24,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from make_models import ExactTimesteps, canonical, fill, last
 
 STEPS = 10
-out, errors, cases = {}, {}, {}
+out, errors, rms, cases = {}, {}, {}, {}
 g = torch.Generator().manual_seed(6)
 
 
@@ -77,6 +78,11 @@ def targets(part, module, conv_dim):
     return sorted(found, key=lambda f: key(f[0]))
 
 
+def trained(dtype):
+    """of factors, loss and optimizer"""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
 class Lora:
     def __init__(self, case, dtype, parts, o):
         self.factors, self.masks, self.groups = {}, {}, {"te": [], "unet": []}
@@ -87,8 +93,8 @@ class Lora:
                 alpha = o["conv_alpha"] if conv else o["alpha"]
                 ci, co = (m.in_channels, m.out_channels) if isinstance(m, torch.nn.Conv2d) else (m.in_features, m.out_features)
                 shape = (rank, *m.kernel_size, ci) if conv else (rank, ci)
-                down = (fill(f"{case}/{path}.down", shape) * 0.5).to(dtype).requires_grad_()
-                up = (fill(f"{case}/{path}.up", (co, rank)) * 0.0625).to(dtype).requires_grad_()
+                down = (fill(f"{case}/{path}.down", shape) * 0.5).to(trained(dtype)).requires_grad_()
+                up = (fill(f"{case}/{path}.up", (co, rank)) * 0.0625).to(trained(dtype)).requires_grad_()
                 used = part == "unet" or o["te"] and int(path.split("layers.")[1].split(".")[0]) + max(o["clip_skip"], 1) <= 3
                 if not used:
                     continue
@@ -96,9 +102,10 @@ class Lora:
                 self.groups[part] += [down, up]
                 m.register_forward_hook(self.branch(path, down, up, alpha / rank, o))
 
-    def branch(self, path, down, up, scale, o):
+    def branch(self, path, master_down, master_up, scale, o):
         def hook(m, args, y):
             x = args[0]
+            down, up = master_down.to(x.dtype), master_up.to(x.dtype)
             if isinstance(m, torch.nn.Linear):
                 low = x @ down.T
             else:
@@ -140,7 +147,8 @@ def train(case, o, x, dtype):
     parts = {"te": text_encoder(dtype), "unet": unet(dtype)}
     lora = Lora(case, dtype, parts, o)
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(dtype)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(trained(dtype))
+    scale = 1024 if dtype == torch.float16 else 1  # of the loss, so that small gradients are numbers of float16
     groups = [{"params": lora.groups["unet"], "lr": o["unet_lr"]}]
     if o["te"]:
         groups.insert(0, {"params": lora.groups["te"], "lr": o["te_lr"]})
@@ -149,19 +157,21 @@ def train(case, o, x, dtype):
     r = {}
     losses = []
     for step in range(STEPS):
-        latents, noise = (v.to(dtype).permute(0, 3, 1, 2) for v in (x["latents"], x["noise"][step]))
+        latents, noise = (v.to(trained(dtype)).permute(0, 3, 1, 2) for v in (x["latents"], x["noise"][step]))
         t = x["timesteps"][step].long()
         noisy = scheduler.add_noise(latents, noise, t)
         target = scheduler.get_velocity(latents, noise, t) if o["v"] else noise
-        pred = parts["unet"](noisy, t, context(parts["te"], x["ids"][step], o)).sample
+        pred = parts["unet"](noisy.to(dtype), t, context(parts["te"], x["ids"][step], o)).sample.to(trained(dtype))
         if o["huber"]:
-            c = x["delta"][step].to(dtype).view(-1, 1, 1, 1)
+            c = x["delta"][step].to(trained(dtype)).view(-1, 1, 1, 1)
             loss = (2 * c * (((pred - target) ** 2 + c ** 2).sqrt() - c)).mean((1, 2, 3))
         else:
             loss = ((pred - target) ** 2).mean((1, 2, 3))
-        loss = (loss * x["weight"][step].to(dtype)).mean()
+        loss = (loss * x["weight"][step].to(trained(dtype))).mean()
         optimizer.zero_grad()
-        loss.backward()
+        (loss * scale).backward()
+        for p in params:
+            p.grad /= scale
         if step == 0:
             for k, (down, up) in lora.factors.items():
                 r[f"grad/{k}.down"], r[f"grad/{k}.up"] = down.grad.clone(), up.grad.clone()
@@ -189,14 +199,18 @@ def case(name, stored, h=4, w=6, **options):
         x["weight"] = (snr.clamp(max=o["min_snr"]) / (snr + 1 if o["v"] else snr)).float()
     if o["huber"]:
         x["delta"] = torch.rand(STEPS, 2, generator=g) + 0.05
-    exact, single = train(name, o, x, torch.float64), train(name, o, x, torch.float32)
+    exact = train(name, o, x, torch.float64)
+    others = [train(name, o, x, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
     cases[name] = o
     for k, v in x.items():
         out[f"{name}/{k}"] = v.clone()
     for k in exact:
         if k.split("/")[0] in stored:
-            errors[f"{name}/{k}"] = float((exact[k] - single[k].double()).abs().max())
+            errors[f"{name}/{k}"] = [float((exact[k] - r[k].double()).abs().max()) for r in others]
             out[f"{name}/{k}"] = exact[k].float().contiguous().clone()
+    if "last" in stored:
+        names = [k for k in exact if k.startswith("last/")]
+        rms[name] = [float(torch.cat([(exact[k] - r[k].double()).flatten() for k in names]).pow(2).mean().sqrt()) for r in others]
     print(name, [round(float(v), 5) for v in exact["losses"]])
 
 
@@ -225,5 +239,5 @@ if __name__ == "__main__":
     case("unet", ("losses", "grad"), te=False, huber=True, conv_dim=2, conv_alpha=1.0, h=5, w=3)
     case("drop", ("losses", "grad", "mask"), rank_dropout=0.3)
     init()
-    save_file(out, sys.argv[1], metadata={"cases": json.dumps(cases), "error": json.dumps(errors), "tensors": json.dumps(tensors)})
+    save_file(out, sys.argv[1], metadata={"cases": json.dumps(cases), "error": json.dumps(errors), "rms": json.dumps(rms), "tensors": json.dumps(tensors)})
     print(len(out), "tensors", sum(v.numel() for v in out.values()) * 4, "bytes")

@@ -24,6 +24,7 @@ struct verify_options {
 const struct verify_group verify_groups[] = {
     {"ops", "every operation, forward and backward, against torch in f64", true, verify_ops},
     {"models", "text encoders, U-Nets, VAEs: every layer, all LoRA gradients, against diffusers in f64", true, verify_models},
+    {"training", "ten steps: losses, all gradients, all factors, against PyTorch in f64", true, verify_training},
     {"pictures", "the small model end to end: text, 20 steps, picture and back, against diffusers in f64", true, verify_pictures},
     {"tokenizer", "token ids against transformers", false, verify_tokenizer},
     {"rng", "random numbers against torch's, of CPU and GPU", false, verify_rng},
@@ -259,7 +260,7 @@ static const char *const arithmetics[] = {"f32", "tf32", "f16", "bf16", NULL}; /
 
 static const struct option_row rows[] = {
     {OPTION(struct verify_options, groups), .arg = "GROUP", .flags = OPTION_POSITIONAL,
-     .help = "ops, models, pictures, tokenizer, rng, schedule, samplers (default: all of them)"},
+     .help = "ops, models, training, pictures, tokenizer, rng, schedule, samplers (default: all of them)"},
     {OPTION(struct verify_options, device), .arg = "NAME",
      .help = "what computes: cpu, cpu:bf16, dnnl, cuda:1 ... (default: every device there is; for --record and --against: cpu)"},
     {OPTION(struct verify_options, golden), .arg = "DIR", .help = "folder of golden files (default: beside the program's sources or "

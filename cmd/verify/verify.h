@@ -42,6 +42,7 @@ extern const struct verify_group verify_groups[]; /* ends with a NULL name */
 
 int verify_ops(struct verify *v, struct err *err);
 int verify_models(struct verify *v, struct err *err);
+int verify_training(struct verify *v, struct err *err);
 int verify_pictures(struct verify *v, struct err *err);
 int verify_tokenizer(struct verify *v, struct err *err);
 int verify_rng(struct verify *v, struct err *err);
