@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cmd/train/check.h"
 #include "cmd/train/train.h"
 #include "ref/base/thread.h"
 #include "tests/lib/scratch.h"
@@ -628,11 +629,79 @@ static void make_data(void)
     assert_int_equal(symlink(from, path), 0);
 }
 
+/* ---- --check ---- */
+
+static struct ops right;
+static int calls;
+
+static void spoil(struct tensor *t)
+{
+    float *x = t->data;
+
+    x[0] += 0.01f;
+}
+
+static int wrong_geglu(const struct op_call *c, struct err *err)
+{
+    int rc = right.forward[OP_geglu](c, err);
+
+    if (++calls == 3) /* in the third layer that has it */
+        spoil(c->out[0]);
+    return rc;
+}
+
+static int wrong_attention(const struct op_call *c, struct err *err)
+{
+    int rc = right.backward[OP_attention](c, err);
+
+    spoil(c->din[0]);
+    return rc;
+}
+
+static int check(struct subject *s, size_t steps, struct err *err)
+{
+    int rc;
+
+    *err = (struct err){0};
+    calls = 0;
+    s->run.quiet = true;
+    rc = train_check(&s->t, steps, err);
+    dataset_prefetch_close(s->data);
+    s->data = NULL;
+    return rc;
+}
+
+/* The plain code agrees with itself; one wrong number in one layer is named, forward and backward; nothing is written. */
+static void test_check(void **state)
+{
+    struct subject s;
+    struct err err;
+
+    (void)state;
+    begin(&s);
+    set(&s, "mixed_precision", "no");
+    open_trainer(&s);
+    right = s.t.device.ops;
+    if (check(&s, 2, &err))
+        fail_msg("%s", err.msg);
+    s.t.device.ops.forward[OP_geglu] = wrong_geglu;
+    assert_int_equal(check(&s, 1, &err), -1);
+    if (!strstr(err.msg, "step 3: output of layer 'down_blocks.") || !strstr(err.msg, "(geglu)"))
+        fail_msg("%s", err.msg);
+    s.t.device.ops.forward[OP_geglu] = right.forward[OP_geglu];
+    s.t.device.ops.backward[OP_attention] = wrong_attention;
+    assert_int_equal(check(&s, 1, &err), -1);
+    if (!strstr(err.msg, "gradient of layer"))
+        fail_msg("%s", err.msg);
+    end(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_network_args), cmocka_unit_test(test_masks), cmocka_unit_test(test_loss_weights),
-        cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_state), cmocka_unit_test(test_older_state),
+        cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_check), cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_state), cmocka_unit_test(test_older_state),
         cmocka_unit_test(test_base_weights), cmocka_unit_test(test_base_gradients), cmocka_unit_test(test_prior),
         cmocka_unit_test(test_initial_step), cmocka_unit_test(test_weighted_captions),
         cmocka_unit_test(test_masked_loss), cmocka_unit_test(test_module_dropout),

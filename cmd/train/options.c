@@ -7,6 +7,7 @@
 
 static const char *const precisions[] = {"no", "fp16", "bf16", NULL};
 static const char *const containers[] = {"safetensors", "ckpt", "pt", NULL};
+static const char *const base_dtypes[] = {"model", "fp16", "bf16", "int8", "nf4", NULL};
 static const char *const losses[] = {"l2", "huber", "smooth_l1", NULL};
 static const char *const prior_targets[] = {"picture", "model", NULL};
 static const char *const huber_schedules[] = {"snr", "exponential", "constant", NULL};
@@ -77,6 +78,9 @@ const struct option_row train_option_rows[] = {
     {ROW(gradient_checkpointing), .help = "compute activations twice to need a fraction of their memory"},
     {ROW(mixed_precision), .arg = "TYPE", .choices = precisions, .def = "no",
      .help = "arithmetic of the frozen model where the device has it; the LoRA stays f32"},
+    {ROW(base_dtype), .arg = "TYPE", .choices = base_dtypes, .def = "model",
+     .help = "frozen weights on a GPU: int8 and nf4 (4 bits) take a half and a quarter of the memory; model: the type of "
+             "--mixed_precision"},
     {ROW(full_fp16), .help = "keep the LoRA in fp16, too; needs --mixed_precision fp16"},
     {ROW(device), .arg = "NAME", .def = "auto",
      .help = "where to compute: auto (a GPU where there is one), cpu, or a plug-in such as cuda or dnnl:bf16"},
@@ -133,6 +137,9 @@ const struct option_row train_option_rows[] = {
     {ROW(zero_terminal_snr), .flags = OPTION_ADVANCED, .help = "with --v_parameterization: the last timestep is noise alone (Lin et al. 2023)"},
     {ROW(min_timestep), .arg = "N", .def = "0", .min = 0, .max = 999, .flags = OPTION_ADVANCED, .help = "first timestep to train"},
     {ROW(max_timestep), .arg = "N", .def = "1000", .min = 1, .max = 1000, .flags = OPTION_ADVANCED, .help = "one beyond the last"},
+    {ROW(check), .arg = "N", .def = "0", .min = 0, .max = 1e6, .flags = OPTION_ADVANCED,
+     .help = "do not train: run N steps on --device and on the processor in f32, compare every layer and gradient, name the first "
+             "beyond its limit; writes nothing"},
     {ROW(max_skipped_steps), .arg = "N", .def = "5", .min = 1, .max = 1e6, .flags = OPTION_ADVANCED,
      .help = "stop after so many steps in a row whose loss or gradients are not finite"},
     {OPTION_IGNORED_FLAG("xformers", "attention never holds the whole matrix of scores here")},

@@ -13,19 +13,45 @@
 
 /* ---- Device and precision ---- */
 
+/* Whether a device's name says an arithmetic, "cuda:tf32:1"; a number or a form of weights is none. */
+static bool names_arithmetic(const char *device)
+{
+    static const char *const words[] = {":f32", ":tf32", ":bf16", ":fp16", ":f16"};
+
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strstr(device, words[i]))
+            return true;
+    return false;
+}
+
+/* Frozen weights in a form of their own lie on a GPU only; the others have the arithmetic's type there. */
+static int check_base(const struct trainer *t, struct err *err)
+{
+    static const enum dtype types[] = {DT_COUNT, DT_F16, DT_BF16};
+    int base = t->o->base_dtype;
+
+    if (base != BASE_AS_IS && !t->device.plugin)
+        return err_set(err, "--base_dtype is for GPUs: the processor reads frozen weights as they are in the file; leave it out%s%s",
+                       t->device.note[0] ? " - " : "", t->device.note);
+    if ((base == BASE_FP16 || base == BASE_BF16) && t->device.info.arithmetic != types[base])
+        return err_set(err, "--base_dtype %s: the device keeps plain weights in its arithmetic's type, %s; give --mixed_precision %s as well",
+                       dtype_name(types[base]), dtype_name(t->device.info.arithmetic), base == BASE_FP16 ? "fp16" : "bf16");
+    return 0;
+}
+
 /* --mixed_precision asks for a kind of arithmetic, unless --device names one; what there is, the device says. */
 static int open_device(struct trainer *t, struct err *err)
 {
-    static const char *const asked[] = {"f32", "fp16", "bf16"};
+    static const char *const asked[] = {":f32", ":fp16", ":bf16"}, *const bases[] = {"", "", "", ":int8", ":nf4"};
     static const enum dtype types[] = {DT_F32, DT_F16, DT_BF16};
     struct train_options *o = t->o;
-    bool cpu = strcmp(o->device, "cpu") == 0, named = strchr(o->device, ':') != NULL;
+    bool cpu = strcmp(o->device, "cpu") == 0, named = names_arithmetic(o->device);
     char device[128];
 
-    snprintf(device, sizeof device, "%s%s%s", o->device, named ? "" : ":", named ? "" : asked[o->mixed_precision]);
+    snprintf(device, sizeof device, "%s%s%s", o->device, named ? "" : asked[o->mixed_precision], bases[o->base_dtype]);
     if (cpu) /* leaves out what the processor cannot do */
         snprintf(device, sizeof device, "cpu%s", o->mixed_precision == PRECISION_BF16 && kernel_has_bf16() ? ":bf16" : "");
-    if (offload_open(&t->device, device, NULL, err))
+    if (offload_open(&t->device, device, NULL, err) || check_base(t, err))
         return -1;
     if (t->device.note[0])
         command_note(t->run, "%s", t->device.note);

@@ -279,7 +279,7 @@ static void adapt_scale(struct trainer *t, bool good)
     }
 }
 
-static int update(struct trainer *t, double norm, struct err *err)
+int train_update(struct trainer *t, double norm, struct err *err)
 {
     double factor = lr_factor(&t->lr, (size_t)((int64_t)t->now.step - t->now.lr_from)), mean, largest;
     size_t scaled;
@@ -331,7 +331,7 @@ int train_step(struct trainer *t, struct dataset_prefetch *data, struct err *err
     t->step_loss = loss / (double)micro;
     t->step_norm = norm;
     good = isfinite(norm) && isfinite(loss);
-    if (good && update(t, norm, err))
+    if (good && train_update(t, norm, err))
         return -1;
     t->now.skipped_in_row = good ? 0 : t->now.skipped_in_row + 1;
     t->now.skipped += !good;

@@ -1,4 +1,5 @@
 /* lora train: a LoRA from pictures. */
+#include "cmd/train/check.h"
 #include "cmd/train/train.h"
 
 #include <stdlib.h>
@@ -71,6 +72,8 @@ static int run(const struct command_run *run, void *options, struct err *err)
 
     if (rc == 0 && o->data.debug_dataset)
         rc = dataset_sheet(t.data, 0, 100, o->output_dir, err);
+    else if (rc == 0 && o->check)
+        rc = train_check(&t, o->check, err);
     else if (rc == 0)
         rc = summary(&t, err) || write_options(&t, err) || train_loop(&t, err) || report(&t, err) ? -1 : 0;
     train_close(&t);

@@ -6,6 +6,7 @@
  *   setup.c          opens everything: device, model, captions, data, optimizer; the memory forecast
  *   noise.c          what is random in a step: noise, timesteps, masks; targets and loss weights
  *   step.c           one optimizer step
+ *   check.c          steps on the device held against the processor's
  *   loop.c           epochs and steps; when something is saved, tried or measured; signals
  *   validate.c       the loss of pictures that are not learned
  *   save.c, meta.c   LoRA files and what they say about their making
@@ -41,6 +42,7 @@
 #define TRAIN_LATENT_SCALE 0.18215f /* what SD1 and SD2 multiply the VAE's latents with (Rombach et al. 2022, D.1) */
 
 enum train_precision { PRECISION_NO, PRECISION_FP16, PRECISION_BF16 };
+enum train_base { BASE_AS_IS, BASE_FP16, BASE_BF16, BASE_INT8, BASE_NF4 };
 enum train_container { SAVE_SAFETENSORS, SAVE_CKPT, SAVE_PT };
 enum train_prior { PRIOR_PICTURE, PRIOR_MODEL };
 enum train_huber { HUBER_SNR, HUBER_EXPONENTIAL, HUBER_CONSTANT };
@@ -69,7 +71,7 @@ struct train_options {
     double lr_warmup_steps, lr_decay_steps, lr_scheduler_num_cycles, lr_scheduler_power, lr_scheduler_timescale,
         lr_scheduler_min_lr_ratio;
     bool gradient_checkpointing, full_fp16, weighted_captions;
-    int mixed_precision;
+    int mixed_precision, base_dtype;
     /* noise and loss */
     double noise_offset, adaptive_noise_scale, multires_noise_discount, ip_noise_gamma, min_snr_gamma, v_pred_like_loss, huber_c,
         huber_scale;
@@ -84,7 +86,7 @@ struct train_options {
     size_t save_every_n_epochs, save_every_n_steps, save_last_n_epochs, save_last_n_steps, save_n_epoch_ratio;
     double save_state_every_n_minutes;
     bool save_state, no_metadata, resume_changed;
-    size_t max_skipped_steps;
+    size_t max_skipped_steps, check;
     /* trying and measuring */
     const char *sample_prompts, *sample_sampler;
     size_t sample_every_n_steps, sample_every_n_epochs, validate_every_n_steps, validate_every_n_epochs, max_validation_steps;
@@ -234,6 +236,10 @@ int train_write_batch(struct trainer *t, struct train_graph *g, const struct dat
 
 /* The same for validation batch number `index`: timesteps and noises follow from it alone. */
 int train_write_validation(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, size_t index, struct err *err);
+
+/* Hands the network's gradients to the optimizer: cut to --max_grad_norm (norm: theirs, without the loss scale), with the rates of
+ * this step; then --scale_weight_norms. */
+int train_update(struct trainer *t, double norm, struct err *err);
 
 /* One optimizer step from t->now on: as many batches as belong to it. Advances t->now. 1: the step was skipped. -1: error. */
 int train_step(struct trainer *t, struct dataset_prefetch *data, struct err *err);

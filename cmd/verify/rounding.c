@@ -51,25 +51,58 @@ static float *rounded_matrix(const struct tensor *w, size_t n, struct err *err)
     return copy;
 }
 
+/* in[1] of *k becomes a rounded copy where the type asks for it; *copy: to be freed. */
+static int round_weight(enum op_id op, struct op_call *k, struct tensor *matrix, float **copy, struct err *err)
+{
+    const struct tensor *w = k->in[1];
+    size_t n;
+
+    if (type == DT_F32 || (op != OP_linear && op != OP_conv2d) || w->dtype == type || !shape_numel(&w->shape, &n))
+        return 0;
+    *copy = rounded_matrix(w, n, err);
+    *matrix = (struct tensor){*copy, DT_F32, w->shape};
+    k->in[1] = matrix;
+    return *copy ? 0 : -1;
+}
+
+static void round_result(struct tensor *t)
+{
+    size_t n;
+
+    if (t && t->dtype == DT_F32 && shape_numel(&t->shape, &n))
+        (type == DT_F32 ? disturb : narrow)(t->data, n);
+}
+
 static int round_op(enum op_id op, const struct op_call *c, struct err *err)
 {
     struct op_call k = *c;
     struct tensor matrix;
     float *copy = NULL;
-    size_t n;
-    int rc;
+    int rc = round_weight(op, &k, &matrix, &copy, err) ? -1 : ref.forward[op](&k, err);
 
-    if (type != DT_F32 && (op == OP_linear || op == OP_conv2d) && c->in[1]->dtype != type && shape_numel(&c->in[1]->shape, &n)) {
-        copy = rounded_matrix(c->in[1], n, err);
-        if (!copy)
-            return -1;
-        matrix = (struct tensor){copy, DT_F32, c->in[1]->shape};
-        k.in[1] = &matrix;
-    }
-    rc = ref.forward[op](&k, err);
     free(copy);
-    if (rc == 0 && op != OP_timestep && c->out[0]->dtype == DT_F32 && shape_numel(&c->out[0]->shape, &n))
-        (type == DT_F32 ? disturb : narrow)(c->out[0]->data, n);
+    if (rc == 0 && op != OP_timestep)
+        round_result(c->out[0]);
+    return rc;
+}
+
+/* Gradients of trained matrices are sums that every device keeps in f32. */
+static bool trained(enum op_id op, int i)
+{
+    return op == OP_lora ? i >= 2 : (op == OP_linear || op == OP_conv2d) && i == 1;
+}
+
+static int round_back(enum op_id op, const struct op_call *c, struct err *err)
+{
+    struct op_call k = *c;
+    struct tensor matrix;
+    float *copy = NULL;
+    int rc = round_weight(op, &k, &matrix, &copy, err) ? -1 : ref.backward[op](&k, err);
+
+    free(copy);
+    for (int i = 0; rc == 0 && i < OP_MAX_IN; i++)
+        if (type == DT_F32 || !trained(op, i))
+            round_result(c->din[i]);
     return rc;
 }
 
@@ -77,6 +110,10 @@ static int round_op(enum op_id op, const struct op_call *c, struct err *err)
     static int round_##name(const struct op_call *c, struct err *err)        \
     {                                                                        \
         return round_op(OP_##name, c, err);                                  \
+    }                                                                        \
+    static int back_##name(const struct op_call *c, struct err *err)         \
+    {                                                                        \
+        return round_back(OP_##name, c, err);                                \
     }
 OP_LIST(ROUND)
 #undef ROUND
@@ -88,7 +125,7 @@ void rounding_ops(struct ops *ops, enum dtype t)
     ops->name = "rounding";
     type = t;
     state = 1;
-#define SLOT(name) ops->forward[OP_##name] = round_##name;
+#define SLOT(name) ops->forward[OP_##name] = round_##name, ops->backward[OP_##name] = back_##name;
     OP_LIST(SLOT)
 #undef SLOT
 }

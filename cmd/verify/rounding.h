@@ -5,7 +5,7 @@
 
 #include "ref/op/ops.h"
 
-/* *ops = ref's operations whose results, and the matrices of whose products, are rounded to t (bf16 or f16). For f32 each
+/* *ops = ref's operations whose results, and the matrices of whose products, are rounded to t (bf16 or f16), forward and backward. For f32 each
  * result gets a random error of up to 8 u of the tensor's root mean square instead (u = 2^-24): what another order of summation
  * makes, since the partial sums of n terms in vectors of 16 lanes are off by about sqrt(n / 16) u / 3, and n reaches 23,040.
  * One table is in use at a time: it is the state of this file. */
