@@ -12,7 +12,7 @@ enum { BASE, X, DOWN, UP };
 enum { TILE = 256, STRIP = 96 }; /* rows of x that one piece does; rows or columns of a factor's gradient */
 
 /* Up to this rank the products are this file's own (lora_narrow.h), which read x and dy once; from there on BLAS pays. */
-enum { NARROW = 16, PIECES = 16, LEAST = 64 }; /* pieces of the narrow backward, of at least so many rows */
+enum { NARROW = 8, PIECES = 16, LEAST = 64 }; /* pieces of the narrow backward, of at least so many rows */
 
 struct lora {
     size_t m, k, n, r;
