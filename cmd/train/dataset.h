@@ -19,6 +19,7 @@
 #include <jansson.h>
 
 #include "cmd/command.h"
+#include "formats/hash.h"
 
 /* What the rows of dataset_options.h fill. */
 struct dataset_options {
@@ -101,6 +102,10 @@ bool dataset_fixed_captions(const struct dataset *d);
  * ss_resolution, ss_color_aug, ... as v0.3.0 writes them, and ss_dataset_dirs, ss_reg_dataset_dirs, ss_bucket_info,
  * ss_tag_frequency, ss_datasets as newer versions do. Folders by their last name only. Returns 0 or -1 (memory). */
 int dataset_metadata(const struct dataset *d, json_t *meta, struct err *err);
+
+/* A hash of which pictures there are, how often, with which captions and at which size; not of what they show, nor of where they
+ * lie. */
+void dataset_fingerprint(const struct dataset *d, char out[SHA256_TEXT]);
 
 /* Plain text for people: folders, repeats, buckets; ends with a newline. The caller frees it; NULL without memory. */
 char *dataset_table(const struct dataset *d, struct err *err);

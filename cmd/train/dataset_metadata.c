@@ -256,3 +256,21 @@ char *dataset_table(const struct dataset *d, struct err *err)
     err_memory(err, 4096, "a table");
     return NULL;
 }
+
+void dataset_fingerprint(const struct dataset *d, char out[SHA256_TEXT])
+{
+    struct sha256 h;
+
+    sha256_start(&h);
+    for (size_t i = 0; i < d->pictures; i++) {
+        const struct sample_picture *p = &d->picture[i];
+        const char *slash = strrchr(p->key, '/'), *name = slash ? slash + 1 : p->key;
+        char numbers[96];
+
+        snprintf(numbers, sizeof numbers, " %zu %zu %zu %zu %zu", p->repeats, p->size[0], p->size[1], p->fit[0], p->fit[1]);
+        sha256_add(&h, name, strlen(name) + 1);
+        sha256_add(&h, p->caption, strlen(p->caption) + 1);
+        sha256_add(&h, numbers, strlen(numbers) + 1);
+    }
+    sha256_text(&h, out);
+}

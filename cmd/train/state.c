@@ -80,15 +80,16 @@ int train_state_write(struct trainer *t, const char *name, struct err *err)
     json_t *counters = counters_to_json(t), *options = option_to_json(t->run->values, err);
     char *a = counters ? json_dumps(counters, JSON_COMPACT) : NULL, *b = options ? json_dumps(options, JSON_COMPACT) : NULL;
     struct arena arena = {0};
-    char *path = arena_printf(&arena, err, "%s/%s.state", t->o->output_dir, name);
+    char data[SHA256_TEXT], *path = arena_printf(&arena, err, "%s/%s.state", t->o->output_dir, name);
     int rc = -1;
 
+    dataset_fingerprint(t->data, data);
     if (a && b && path) {
         const char *logs = logs_folder(t->logs);
-        struct metadata_item meta[] = {{"counters", a}, {"format", STATE_FORMAT}, {"logs", logs ? logs : ""},
+        struct metadata_item meta[] = {{"counters", a}, {"data", data}, {"format", STATE_FORMAT}, {"logs", logs ? logs : ""},
                                        {"optimizer", optim_name(t->optim)}, {"options", b}};
 
-        rc = write_tensors(t, path, row, rows, meta, 5, err);
+        rc = write_tensors(t, path, row, rows, meta, sizeof meta / sizeof *meta, err);
     } else if (options) {
         err_memory(err, 4096, "the state");
     }
@@ -297,6 +298,22 @@ static int read_arrays(struct trainer *t, const struct tensor_file *f, struct er
     return 0;
 }
 
+/* States of older programs do not say which data they had. */
+static int compare_data(const struct trainer *t, const struct tensor_file *f, struct err *err)
+{
+    const char *then = tensor_file_metadata(f, "data");
+    char now[SHA256_TEXT];
+
+    dataset_fingerprint(t->data, now);
+    if (!then || strcmp(then, now) == 0)
+        return 0;
+    if (!t->o->resume_changed)
+        return err_set(err, "cannot go on from '%s': pictures or captions are not those of then; give the same, or --resume_changed to "
+                            "go on all the same", f->path);
+    command_note(t->run, "going on with other pictures or captions");
+    return 0;
+}
+
 int train_state_read(struct trainer *t, struct err *err)
 {
     struct tensor_file *f;
@@ -311,6 +328,8 @@ int train_state_read(struct trainer *t, struct err *err)
     if (rc == 0 && whole(counters, "batches") != t->batches)
         rc = err_set(err, "cannot go on from '%s': an epoch had %zu batches then, it has %zu now; give the same pictures", f->path,
                      whole(counters, "batches"), t->batches);
+    if (rc == 0)
+        rc = compare_data(t, f, err);
     if (rc == 0)
         rc = read_arrays(t, f, err);
     if (rc == 0) {

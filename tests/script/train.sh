@@ -118,6 +118,10 @@ refused() {
 train state --save_state || fail "--save_state failed"
 refused 1 "--learning_rate 0.001 then, 0.002 now" --resume state/rocket.state --learning_rate 2e-3
 refused 1 "is at step 12 already" --resume state/rocket.state --max_train_steps 8 --resume_changed
+echo 'sks rocket, another caption' > "data/db/char1/2_sks rocket/rocket02.txt"
+refused 1 "pictures or captions are not those of then" --resume state/rocket.state
+train recaptioned --resume state/rocket.state --resume_changed || fail "cannot go on with another caption"
+cp "$small"/concept/rocket02.txt "data/db/char1/2_sks rocket"
 refused 1 "it is no training state" --resume state/rocket.safetensors
 refused 1 "cannot read 'none.state'" --resume none.state
 refused 2 "--full_fp16 needs --mixed_precision fp16" --full_fp16
