@@ -136,14 +136,20 @@ static int write_masks(struct trainer *t, struct train_graph *g, uint64_t seed, 
 }
 
 /* mask (pred - target)^2 is the square of the difference of both times sqrt(mask). The mask spread over channels takes the place of
- * the noise, which is done with. */
+ * the noise, which is done with. A device may keep it in 16 bits: then the target gets just those roots, too. */
 static int write_loss_mask(struct trainer *t, struct train_graph *g, const float *mask, size_t cells, struct err *err)
 {
-    for (size_t i = 0; i < cells; i++)
-        for (size_t k = 0; k < t->channels; k++) {
-            t->noise[i * t->channels + k] = sqrtf(mask[i]);
-            t->target[i * t->channels + k] *= t->noise[i * t->channels + k];
-        }
+    enum dtype arithmetic = t->device.info.arithmetic;
+    size_t n = cells * t->channels;
+
+    for (size_t i = 0; i < n; i++)
+        t->noise[i] = sqrtf(mask[i / t->channels]);
+    if (dtype_size(arithmetic) == 2) {
+        dtype_convert(t->moments, arithmetic, t->noise, DT_F32, n);
+        dtype_convert(t->noise, DT_F32, t->moments, arithmetic, n);
+    }
+    for (size_t i = 0; i < n; i++)
+        t->target[i] *= t->noise[i];
     return run_write(g->run, g->loss_mask, t->noise, err);
 }
 
