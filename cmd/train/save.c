@@ -107,20 +107,28 @@ static void remove_file(const struct trainer *t, const char *name, const char *e
     arena_free(&a);
 }
 
-/* Writes a file of a series (0: epochs, 1: steps) and drops the one that falls out of the window of `keep` files. */
-static int save_series(struct trainer *t, int series, char *name, size_t keep, struct err *err)
+/* NAME-000001 of an epoch, NAME-step00000001 of a step. */
+static void series_name(const struct trainer *t, bool steps, size_t at, char *out, size_t size)
 {
-    if (!name || train_save_lora(t, name, err) || (t->o->save_state && train_state_write(t, name, err)) ||
-        mem_grow(&t->saved[series], &t->saved_cap[series], t->saved_count[series], sizeof(char *), "names", err)) {
-        free(name);
+    if (steps)
+        snprintf(out, size, "%s-step%08zu", train_name(t, "at"), at);
+    else
+        snprintf(out, size, "%s-%06zu", train_name(t, "epoch"), at);
+}
+
+/* Writes the file of epoch or step `at`, and removes those before the window of `keep` files: by their names, so that a run that
+ * goes on removes those of the run before. */
+static int save_series(struct trainer *t, bool steps, size_t at, size_t every, size_t keep, struct err *err)
+{
+    char name[600];
+
+    series_name(t, steps, at, name, sizeof name);
+    if (train_save_lora(t, name, err) || (t->o->save_state && train_state_write(t, name, err)))
         return -1;
-    }
-    t->saved[series][t->saved_count[series]++] = name;
-    while (keep && t->saved_count[series] > keep) {
-        remove_file(t, t->saved[series][0], ending_of(t));
-        remove_file(t, t->saved[series][0], "state");
-        free(t->saved[series][0]);
-        memmove(t->saved[series], t->saved[series] + 1, --t->saved_count[series] * sizeof(char *));
+    for (size_t old = at % every + every; keep && old + keep * every <= at; old += every) {
+        series_name(t, steps, old, name, sizeof name);
+        remove_file(t, name, ending_of(t));
+        remove_file(t, name, "state");
     }
     return 0;
 }
@@ -128,26 +136,22 @@ static int save_series(struct trainer *t, int series, char *name, size_t keep, s
 int train_save_epoch(struct trainer *t, struct err *err)
 {
     size_t every = t->o->save_every_n_epochs;
-    char name[600];
 
     if (t->o->save_n_epoch_ratio)
         every = t->epochs / t->o->save_n_epoch_ratio ? t->epochs / t->o->save_n_epoch_ratio : 1;
     if (!every || t->now.epoch % every || t->now.epoch >= t->epochs)
         return 0;
-    snprintf(name, sizeof name, "%s-%06zu", train_name(t, "epoch"), t->now.epoch);
-    return save_series(t, 0, mem_str(name, err), t->o->save_last_n_epochs, err);
+    return save_series(t, false, t->now.epoch, every, t->o->save_last_n_epochs, err);
 }
 
 int train_save_step(struct trainer *t, struct err *err)
 {
     size_t every = t->o->save_every_n_steps, keep = t->o->save_last_n_steps;
-    char name[600];
 
     if (!every || t->now.step % every || t->now.step >= t->steps)
         return 0;
     keep = keep ? keep / every + (keep % every > 0) : 0;
-    snprintf(name, sizeof name, "%s-step%08zu", train_name(t, "at"), t->now.step);
-    return save_series(t, 1, mem_str(name, err), keep, err);
+    return save_series(t, true, t->now.step, every, keep, err);
 }
 
 int train_save_last(struct trainer *t, bool finished, struct err *err)

@@ -459,10 +459,5 @@ void train_close(struct trainer *t)
     free(t->pick);
     free(t->sample);
     free(t->row);
-    for (int kind = 0; kind < 2; kind++) {
-        for (size_t i = 0; i < t->saved_count[kind]; i++)
-            free(t->saved[kind][i]);
-        free(t->saved[kind]);
-    }
     free(t->last_written);
 }

@@ -182,8 +182,6 @@ struct trainer {
     /* outputs */
     struct lora_meta meta;
     struct train_hash *hash[2];   /* of the model and VAE files, for the metadata: meta.c */
-    char **saved[2];              /* epochs, steps: names in order, for save_last_n_* */
-    size_t saved_count[2], saved_cap[2];
     char *last_written;           /* the newest LoRA file */
     struct progress *progress;
     struct logs *logs;

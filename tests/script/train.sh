@@ -152,6 +152,14 @@ ls many | tr '\n' ' ' > names
 grep -qx 'report.html rocket-000002.safetensors rocket-step00000008.safetensors rocket-step00000010.safetensors rocket.options.json rocket.safetensors ' names ||
     fail "wrong files are left: $(cat names)"
 
+# A run that goes on drops the files of the run before in turn.
+train window --save_every_n_steps 2 --save_last_n_steps 4 --save_state --max_train_steps 6 --lr_scheduler constant --lr_warmup_steps 0
+train window --save_every_n_steps 2 --save_last_n_steps 4 --save_state --resume window/rocket.state --lr_scheduler constant --lr_warmup_steps 0 ||
+    fail "cannot go on with a window of files"
+ls window/*step* | tr '\n' ' ' > names
+grep -qx 'window/rocket-step00000008.safetensors window/rocket-step00000008.state window/rocket-step00000010.safetensors window/rocket-step00000010.state ' names ||
+    fail "wrong files are left after going on: $(cat names)"
+
 # The guide's command line for the DreamBooth method, with its first words changed ("accelerate launch .. train_network.py"), in any
 # spelling; fewer steps and a small picture, so that it takes a second.
 mkdir -p models work
