@@ -139,11 +139,15 @@ static void test_same_bytes(void **state)
     struct block b;
     struct run *r;
     struct ops ops;
+    size_t arena, device;
 
     (void)state;
     build(&b);
     memset(&pretend_counts, 0, sizeof pretend_counts);
     pretend_ops(&ops, DT_F32, 0, 0);
+    MUST(run_forecast(b.g, &ops, &arena, &device, &err));
+    nothing_left();
+    memset(&pretend_counts, 0, sizeof pretend_counts);
     MUST(run_new(&r, b.g, &ops, &err));
     for (int i = 0; i < 5; i++) {
         ((float *)b.factor[1].data)[3] = 0.1f * (float)i;
@@ -157,6 +161,8 @@ static void test_same_bytes(void **state)
     assert_int_equal(pretend_counts.uploads, 5);
     assert_int_equal(pretend_counts.products, 3); /* not gamma and beta */
     assert_true(run_device_bytes(r) >= (2 * WIDTH + 4 * WIDTH * WIDTH + PARAMS * RANK * WIDTH) * sizeof(float));
+    assert_int_equal(device, run_device_bytes(r));
+    assert_int_equal(arena, run_plan(r)->arena);
     assert_null(run_data(r, b.y));
     run_free(r);
     nothing_left();

@@ -208,6 +208,8 @@ int train_check_options(const struct command_run *run, struct train_options *o, 
 {
     bool samples = o->sample_every_n_steps || o->sample_every_n_epochs || o->sample_at_first;
 
+    if (o->check && (o->base_dtype == BASE_INT8 || o->base_dtype == BASE_NF4 || strstr(o->device, ":int8") || strstr(o->device, ":nf4")))
+        return err_usage(err, "--check compares arithmetic; weights in 8 or 4 bits are other weights, so leave --base_dtype out");
     if (check_text(o, err) || check_loss(o, err) || check_optimizer(o, err))
         return -1;
     if (samples && !o->sample_prompts)

@@ -311,33 +311,56 @@ static void largest_shape(const struct trainer *t, const struct dataset *d, stru
     }
 }
 
+static const char *less_memory(const struct train_options *o)
+{
+    return !o->gradient_checkpointing ? "use --gradient_checkpointing" : "use a smaller --train_batch_size or --resolution";
+}
+
+/* A device with memory of its own holds activations, weights and factors. What its libraries load with the first run, buffers for
+ * copying and recordings came to at most MARGIN where it was measured. */
+static int forecast_device(struct trainer *t, size_t bytes, struct err *err)
+{
+    enum { MARGIN = 144 << 20 };
+    const struct train_options *o = t->o;
+    char a[32], b[32];
+
+    bytes += MARGIN;
+    command_bytes(bytes, a, sizeof a);
+    command_bytes(t->device.info.free, b, sizeof b);
+    if (bytes > t->device.info.free)
+        return err_set(err, "not enough memory on the device: the training needs %s, %s are free; %s%s", a, b, less_memory(o),
+                       o->base_dtype == BASE_AS_IS ? ", or --base_dtype nf4" : ", or --device cpu");
+    command_note(t->run, "memory of the device: %s at the peak; %s are free", a, b);
+    return 0;
+}
+
 /* Graph memory of the largest batch, the LoRA, the optimizer and what is kept, told and compared with what there is. */
 static int forecast(struct trainer *t, const struct train_shape *largest, struct err *err)
 {
     struct train_graph probe = {0};
-    struct plan *plan = NULL;
     const struct optim_state *row;
-    size_t rows = optim_state(t->optim, &row), owned, mapped, vae = 0;
+    size_t rows = optim_state(t->optim, &row), owned, mapped, vae = 0, arena, device;
     struct memory_need need = {0};
     int rc = -1;
 
-    if (train_graph_build(&probe, &t->setup, largest, TRAIN_STEP, err) || plan_new(&plan, probe.g, &t->device.ops, thread_count(), err))
+    if (train_graph_build(&probe, &t->setup, largest, TRAIN_STEP, err) || run_forecast(probe.g, &t->device.ops, &arena, &device, err))
         goto out;
     weights_bytes(t->w, &owned, &mapped);
     if (!dataset_wants_cache(t->data) &&
         latents_forecast(t->vae, true, largest->h * t->factor, largest->w * t->factor, &vae, NULL, err))
         goto out;
-    need.bytes = plan->arena + owned + vae + t->base.arena.total + (t->setup.text_trained ? 0 : text_bytes(t->text));
+    need.bytes = owned + t->base.arena.total + (t->setup.text_trained ? 0 : text_bytes(t->text));
+    if (!t->device.ops.device)
+        need.bytes += arena + vae;
+    else if (forecast_device(t, arena + device + vae, err))
+        goto out;
     for (size_t i = 0; i < rows; i++)
         need.bytes += row[i].count * dtype_size(row[i].dtype);
     if (dataset_wants_cache(t->data))
         need.bytes += dataset_pictures(t->data) * largest->h * largest->w * t->channels * sizeof(float) / largest->n;
     need.mapped = mapped;
-    rc = memory_check(t->run, &need,
-                      t->o->gradient_checkpointing ? "use a smaller --train_batch_size or --resolution" : "use --gradient_checkpointing",
-                      err);
+    rc = memory_check(t->run, &need, less_memory(t->o), err);
 out:
-    plan_free(plan);
     train_graph_free(&probe);
     return rc;
 }

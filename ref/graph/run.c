@@ -45,6 +45,24 @@ fail:
     return -1;
 }
 
+int run_forecast(const struct graph *g, const struct ops *ops, size_t *arena, size_t *device, struct err *err)
+{
+    struct run *r = mem_zero(1, sizeof *r, "a graph", err);
+    int rc = r ? graph_check(g, err) : -1;
+
+    if (rc == 0) {
+        r->g = g;
+        r->ops = ops;
+        rc = (ops->device && run_device_new(r, err) < 0) || plan_new(&r->plan, run_graph_of(r), ops, thread_count(), err) < 0 ? -1 : 0;
+    }
+    if (rc == 0) {
+        *arena = r->plan->arena;
+        *device = run_device_bytes(r);
+    }
+    run_free(r);
+    return rc;
+}
+
 void run_free(struct run *r)
 {
     if (!r)

@@ -33,6 +33,10 @@ void run_free(struct run *r); /* NULL is fine */
  * its own. owner is of the same ops and freed after it. */
 int run_new_beside(struct run **out, const struct graph *g, const struct ops *ops, const struct run *owner, struct err *err);
 
+/* What run_new() and the first run would take, with nothing of it taken: the arena, and on a device beside it the weights and params
+ * (each once; 0 without a device). */
+int run_forecast(const struct graph *g, const struct ops *ops, size_t *arena, size_t *device, struct err *err);
+
 const struct plan *run_plan(const struct run *r);
 
 /* Where the value's data is: arena, or the weight's own memory. NULL when it has no place, or lies on a device. */

@@ -31,7 +31,7 @@ static void free_host(const struct run_device *d, void *data)
 }
 
 /* Params lie one after another, each from an aligned place on. */
-static int place_params(struct run *r, struct err *err)
+static void count_params(struct run *r)
 {
     struct run_device *d = r->device;
     size_t bytes = 0;
@@ -44,6 +44,13 @@ static int place_params(struct run *r, struct err *err)
             bytes += aligned(run_device_count(&v->shape) * sizeof(float));
     }
     d->param_count = bytes / sizeof(float);
+}
+
+static int place_params(struct run *r, struct err *err)
+{
+    struct run_device *d = r->device;
+    size_t bytes = d->param_count * sizeof(float);
+
     if (bytes == 0)
         return 0;
     d->staged = get_host(d, bytes, "the trained factors", err);
@@ -99,6 +106,7 @@ int run_device_new(struct run *r, struct err *err)
     if (!r->typed.values || !d->weights || !d->seen || !d->param_at)
         return -1;
     memcpy(r->typed.values, r->g->values, values * sizeof *r->typed.values);
+    count_params(r);
     for (size_t i = 0; i < r->g->node_count; i++)
         d->falls_back |= run_falls_back(r, i);
     return run_types(&r->typed, d->ops->storage, err) < 0 ? -1 : type_weights(r, err);
