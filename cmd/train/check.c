@@ -286,6 +286,10 @@ int train_check(struct trainer *t, size_t steps, struct err *err)
     char text[240];
     int rc = verdict_new(&c.verdict, false, t->run->json || t->run->quiet, err);
 
+    if (t->o->prior_loss_target == PRIOR_MODEL) { /* until the LoRA has changed something its loss is rounding and nothing else */
+        command_note(t->run, "regularisation pictures are compared against what they show, not against the model's prediction");
+        t->o->prior_loss_target = PRIOR_PICTURE;
+    }
     c.sides = c.arithmetic->sample ? SIDES : ROUNDED;
     c.v = (struct verify){.report = verdict_row, .ctx = c.verdict, .arithmetic = c.arithmetic};
     if (rc == 0) {

@@ -125,7 +125,7 @@ static int save_series(struct trainer *t, bool steps, size_t at, size_t every, s
     series_name(t, steps, at, name, sizeof name);
     if (train_save_lora(t, name, err) || (t->o->save_state && train_state_write(t, name, err)))
         return -1;
-    for (size_t old = at % every + every; keep && old + keep * every <= at; old += every) {
+    for (size_t old = every; keep && old + keep * every <= at; old += every) {
         series_name(t, steps, old, name, sizeof name);
         remove_file(t, name, ending_of(t));
         remove_file(t, name, "state");

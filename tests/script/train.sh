@@ -143,6 +143,7 @@ train based --base_weights state/rocket.safetensors --base_weights_multiplier 2 
 ! cmp -s based/rocket.safetensors whole/rocket.safetensors || fail "a LoRA in the base model changes nothing"
 train prior --reg_data_dir data/db/reg1 --prior_loss_target model --threads 1 || fail "cannot preserve the model's own prediction"
 train prior2 --reg_data_dir data/db/reg1 --prior_loss_target model --threads 2 || fail "cannot preserve the model's own prediction"
+train prior3 --reg_data_dir data/db/reg1 --prior_loss_target model --check 6 --resolution 128 --gradient_accumulation_steps 1 || fail "--check with it"
 cmp prior/rocket.safetensors prior2/rocket.safetensors || fail "two threads give another file with --prior_loss_target model"
 train longer --resume state/rocket.state --max_train_steps 14 --resume_changed || fail "cannot train longer"
 
