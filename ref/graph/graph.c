@@ -251,8 +251,8 @@ int graph_find(const struct graph *g, const char *name)
     for (size_t i = g->value_count; i-- > 0;) {
         const struct graph_value *v = &g->values[i];
 
-        /* output 0 only: statistics have the layer's name too */
-        if (v->kind == VALUE_ACT && g->nodes[v->node].out[0] == (int)i && strcmp(v->name, name) == 0)
+        /* output 0 only: statistics have the layer's name too; what a fusion took away has no node */
+        if (v->kind == VALUE_ACT && v->node != GRAPH_NONE && g->nodes[v->node].out[0] == (int)i && strcmp(v->name, name) == 0)
             return (int)i;
     }
     return GRAPH_NONE;
