@@ -1,9 +1,9 @@
 #!/bin/sh
 # usage: make_all.sh PYTHON OUT [WORD]      (from the top folder of the sources; `make golden` calls it)
 # Makes golden data again into OUT and compares with golden/; WORD: only the rows that have it. The packages and their versions
-# stand in PROVENANCE.md; other versions of torch give other last bits in places. What needs more than packages (a checkout of
-# sd-scripts, the vocabulary, a GPU, an old diffusers) is named and left out. Files with several metadata keys (convert/lora*,
-# lora/diffusers) differ from run to run in their order. Exit status 1 when something failed or differs.
+# stand in PROVENANCE.md; other versions of torch give other last bits in places. What needs more than packages (the vocabulary, a
+# GPU, an old diffusers) is named and left out; lora/ is made whole where SD_SCRIPTS names a checkout. Some bytes change from run to run
+# or with the processor: compare.py says which may. Exit status 1 when something failed or differs.
 set -u
 python=$1 out=$2 word=${3:-}
 top=$(pwd)
@@ -15,7 +15,16 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 compare() {
     find "$out/$1" -type f | while read -r made; do
         kept=golden/${made#"$out/"}
-        if [ ! -e "$kept" ]; then echo "  new      $kept"; elif cmp -s "$made" "$kept"; then echo "  same     $kept"; else echo "  DIFFERS  $kept"; fi
+        if [ ! -e "$kept" ]; then
+            echo "  new      $kept"
+        elif cmp -s "$made" "$kept"; then
+            echo "  same     $kept"
+        else
+            "$python" golden/compare.py "$made" "$kept" 2>&1 | tail -n 1 | {
+                read -r verdict what
+                printf '  %-8s %s%s\n' "$verdict" "$kept" "${what:+ ($what)}"
+            }
+        fi
     done
 }
 
@@ -29,7 +38,7 @@ row() {
     if "$python" "golden/make_$script.py" "$out/$target" "$@" > "$out/log" 2>&1; then
         result=$(compare "$target")
         echo "$result"
-        case $result in *DIFFERS*) bad=1 ;; esac
+        printf '%s\n' "$result" | grep -Ev '^  (new|same) ' > /dev/null && bad=1
     else
         tail -n 2 "$out/log"
         bad=1
@@ -49,7 +58,7 @@ row svd svd.txt
 row extract extract
 row convert convert
 row names names
-row lora_layouts lora
+row lora_layouts lora ${SD_SCRIPTS:+"$SD_SCRIPTS"}
 row torch_files torch
 row pictures pictures
 row resize resize.safetensors

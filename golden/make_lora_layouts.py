@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes golden/lora/: one small LoRA in every layout, each by the package whose layout it is.
 
-usage: make_lora_layouts.py OUT [SD_SCRIPTS]     SD_SCRIPTS: a checkout of kohya-ss/sd-scripts, for kohya.safetensors
+usage: make_lora_layouts.py OUT [SD_SCRIPTS]     SD_SCRIPTS: a checkout of kohya-ss/sd-scripts, for
+                                                 kohya.safetensors and modules.txt
 
 PEFT attaches LoRA to a two-level UNet2DConditionModel and a CLIPTextModel. Every factor has values that follow from its
 canonical module path (see values() in make_names.py), so that a reader can be checked without another file. modules.txt lists
@@ -172,7 +173,7 @@ def main(out, scripts=None):
             for k, v in model.state_dict().items():
                 lines.append(f"weight {part} {canonical(part, k)} {'x'.join(map(str, v.shape))}")
         lines += sd_scripts(scripts, unet, text, f"{out}/kohya.safetensors")
-    open(f"{out}/modules.txt", "w").write("\n".join(lines) + "\n")
+        open(f"{out}/modules.txt", "w").write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
