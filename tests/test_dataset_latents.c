@@ -341,6 +341,9 @@ static void test_mask_folder(void **state)
     data_dir("masks");
     data_picture("train/1_x/p.png", 128, 128, 1);
     write_blocks("masks/p.png", 64, 64, 3, -1, 0);
+    for (const char **name = (const char *[]){"masks/o.png", "masks/p-1.png", "masks/p.1.png", "masks/pp.png", "masks/q0.png", NULL};
+         *name; name++)
+        data_picture(*name, 128, 128, 9); /* others' names around it */
     data_open(&x, "--train_data_dir|%s|--resolution|64|--flip_aug|--masked_loss|--conditioning_data_dir|%s", data_path("train"),
               data_path("masks"));
     check_masks(&x, NULL);

@@ -32,15 +32,23 @@ static size_t stem(const char *path, const char **name)
     return dot && dot != *name ? (size_t)(dot - *name) : strlen(*name);
 }
 
-/* The name in a sorted list that is a picture's but for the ending; NULL: none. */
+/* The name in a sorted list that is a picture's but for the ending; NULL: none. Those that begin alike stand together. */
 static const char *find_name(const char *const *name, size_t n, const char *path)
 {
     const char *mine, *other;
-    size_t length = stem(path, &mine);
+    size_t length = stem(path, &mine), low = 0, high = n;
 
-    for (size_t i = 0; i < n; i++)
-        if (stem(name[i], &other) == length && memcmp(mine, other, length) == 0)
-            return name[i];
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+
+        if (strncmp(name[middle], mine, length) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    for (; low < n && strncmp(name[low], mine, length) == 0; low++)
+        if (stem(name[low], &other) == length)
+            return name[low];
     return NULL;
 }
 

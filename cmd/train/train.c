@@ -12,6 +12,10 @@ static const struct command_example examples[] = {
     {"pictures of any shape with captions in .txt files, the loss of a tenth of them measured",
      "lora train --pretrained_model_name_or_path model.safetensors --train_data_dir data --caption_extension .txt "
      "--resolution 512 --enable_bucket --shuffle_caption --validation_split 0.1 --output_dir out --max_train_epochs 10"},
+    {"with everything else left as it is: pictures of other things, best drawn by the model itself (lora generate --scale 1), are held to "
+     "what it makes of them without the LoRA",
+     "lora train --pretrained_model_name_or_path model.safetensors --train_data_dir data --reg_data_dir others --prior_loss_target "
+     "model --caption_dropout_rate 0.1 --resolution 512 --output_dir out --network_dim 8 --max_train_steps 2000 --cache_latents"},
     {"go on after an interruption", "lora train --config out/last.options.json --resume out"},
     {0},
 };
