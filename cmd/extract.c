@@ -11,6 +11,7 @@
 #include "cmd/progress.h"
 #include "formats/hash.h"
 #include "formats/output.h"
+#include "offload/offload.h"
 #include "ref/base/thread.h"
 
 struct extract_cli {
@@ -47,7 +48,8 @@ static const struct option_row rows[] = {
     {OPTION(struct extract_cli, clamp_quantile), .arg = "X", .min = 0, .max = 1, .flags = OPTION_ADVANCED,
      .help = "cut all factor values at this quantile, such as 0.99; harms (up to 4 times the error at rank 128)"},
     {OPTION(struct extract_cli, no_metadata), .flags = OPTION_ADVANCED, .help = "write no metadata header"},
-    {OPTION(struct extract_cli, device), .arg = "NAME", .flags = OPTION_ADVANCED, .help = "cpu; extraction runs on the CPU"},
+    {OPTION(struct extract_cli, device), .arg = "NAME", .def = "cpu", .flags = OPTION_ADVANCED,
+     .help = "where large products are computed: cpu, cuda, or auto (a GPU where there is one)"},
     {OPTION_IGNORED_FLAG("v_parameterization", "extraction does not depend on what the U-Net predicts")},
     {OPTION_IGNORED_VALUE("load_precision", "TYPE", "differences are taken in f32 from the types that the files have")},
     {OPTION_IGNORED_VALUE("load_original_model_to", "NAME", "models are streamed, never loaded whole")},
@@ -65,6 +67,7 @@ struct extraction {
     size_t *schedule; /* [plan.count] jobs, most work first */
     struct extract_worker **worker; /* [workers] */
     size_t workers;
+    struct offload device; /* cpu, or with memory of its own */
     struct progress *progress;
     double start; /* seconds */
 };
@@ -196,7 +199,7 @@ static int run_all(struct extraction *x, struct err *err)
         return -1;
     for (size_t i = 0; i < x->workers; i++) {
         x->worker[i] = extract_worker_new(err);
-        if (!x->worker[i])
+        if (!x->worker[i] || (x->device.ops.device && extract_use_device(x->worker[i], &x->device.ops, err) != 0))
             return -1;
     }
     x->progress = progress_start(x->run, "extracting", x->plan.count, "modules");
@@ -416,8 +419,6 @@ static int check(struct extraction *x, struct err *err)
 {
     const struct extract_cli *o = x->o;
 
-    if (o->device && strcmp(o->device, "cpu") != 0)
-        return err_usage(err, "--device %s: extraction runs on the CPU, in seconds; leave --device out", o->device);
     if (o->save_precision.set && o->save_precision.dtype == DT_F64)
         return err_usage(err, "--save_precision: a LoRA is saved as float, fp16 or bf16");
     if (o->energy > 0 && option_given(x->run->values, &o->dim))
@@ -429,6 +430,22 @@ static int check(struct extraction *x, struct err *err)
     x->dtype = o->save_precision.set ? o->save_precision.dtype : DT_F32;
     x->options = (struct extract_options){.energy = o->energy, .exact = o->exact, .keep_zero = x->run->compat};
     x->options.clamp = option_given(x->run->values, &o->clamp_quantile) ? o->clamp_quantile : x->run->compat ? 0.99 : 0;
+    return 0;
+}
+
+/* Products in f32: less would not do for the proof. */
+static int open_device(struct extraction *x, struct err *err)
+{
+    const char *name = x->o->device;
+    char device[128];
+
+    snprintf(device, sizeof device, "%s%s", name, strcmp(name, "cpu") == 0 || strstr(name, ":f32") ? "" : ":f32");
+    if (offload_open(&x->device, device, NULL, err) != 0)
+        return -1;
+    if (x->device.note[0])
+        command_note(x->run, "%s", x->device.note);
+    if (x->device.plugin && !x->device.ops.device)
+        return err_usage(err, "--device %s has nothing for an extraction; use cpu or cuda", name);
     return 0;
 }
 
@@ -453,7 +470,7 @@ static int run(const struct command_run *run, void *options, struct err *err)
 
     if (check(&x, err) != 0 ||
         extract_plan_open(&x.plan, run, x.o->model_org, x.o->model_tuned, x.o->v2, dim, conv_dim, err) != 0 ||
-        check_output(&x, err) != 0 || run_all(&x, err) != 0 || judge_text_encoder(&x, err) != 0 || finish(&x, err) != 0)
+        check_output(&x, err) != 0 || open_device(&x, err) != 0 || run_all(&x, err) != 0 || judge_text_encoder(&x, err) != 0 || finish(&x, err) != 0)
         goto out;
     rc = 0;
 out:
@@ -461,6 +478,7 @@ out:
         extract_worker_free(x.worker[i]);
     free(x.worker);
     free(x.schedule);
+    offload_close(&x.device);
     extract_plan_close(&x.plan);
     return rc;
 }

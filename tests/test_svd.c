@@ -16,6 +16,7 @@
 #include "ref/base/mem.h"
 #include "ref/base/thread.h"
 #include "ref/lora/svd.h"
+#include "tests/lib/pretend.h"
 
 /* The matrices of golden/make_svd.py, bit for bit */
 static int small_int(uint64_t seed, size_t i, int bits)
@@ -351,6 +352,62 @@ static void test_bad(void **state)
     svd_free(NULL);
 }
 
+/* On a device whose memory nobody else can touch, with operations of ref's: proved as ever, tall, wide, at small and large ranks. */
+static void test_device(void **state)
+{
+    static const size_t sizes[][3] = {{40, 30, 4}, {30, 40, 4}, {300, 64, 8}, {64, 300, 30}, {320, 320, 32}, {256, 768, 100}};
+    struct err err = {0};
+    struct ops ops;
+
+    (void)state;
+    memset(&pretend_counts, 0, sizeof pretend_counts);
+    pretend_ops(&ops, DT_F32, 0, 0);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        size_t m = sizes[i][0], n = sizes[i][1], k = sizes[i][2];
+        float *d = malloc(m * n * sizeof *d), *copy = malloc(m * n * sizeof *d), *up = malloc(m * k * sizeof *up), *s = malloc(k * sizeof *s);
+        float *down = malloc(k * n * sizeof *down);
+        struct svd_info info;
+        struct svd *w = svd_new(&err);
+        double total, error;
+
+        assert_true(d && copy && up && s && down && w);
+        fill(i % 2 ? "low" : "noise", d, m, n, 5, 0);
+        memcpy(copy, d, m * n * sizeof *d);
+        if (svd_use_device(w, &ops, &err) || svd_truncate(w, copy, m, n, k, NULL, up, s, down, &info, &err))
+            fail_msg("%s", err.msg);
+        error = error_of(d, up, down, m, n, k, &total);
+        assert_true(sqrt(error) <= (1 + SVD_TOLERANCE) * sqrt(info.least) + SVD_FLOOR * sqrt(total));
+        assert_true(fabs(error - info.error) <= 1e-5 * total);
+        svd_free(w);
+        free(d), free(copy), free(up), free(s), free(down);
+    }
+    assert_true(pretend_counts.calls > 0 && pretend_counts.reads > 0);
+    assert_int_equal(pretend_counts.blocks, 0);
+}
+
+/* A device that runs out of memory ends the decomposition with its message; one without f32 is refused. */
+static void test_device_fails(void **state)
+{
+    float d[64 * 48], up[64 * 4], s[4], down[4 * 48];
+    struct err err = {0};
+    struct svd_info info;
+    struct svd *w = svd_new(&err);
+    struct ops ops;
+
+    (void)state;
+    assert_non_null(w);
+    fill("noise", d, 64, 48, 5, 0);
+    pretend_ops(&ops, DT_F32, 0, 2);
+    assert_int_equal(svd_use_device(w, &ops, &err), 0);
+    assert_int_equal(svd_truncate(w, d, 64, 48, 4, NULL, up, s, down, &info, &err), -1);
+    assert_non_null(strstr(err.msg, "a matrix to decompose"));
+    svd_free(w);
+    w = svd_new(&err);
+    pretend_ops(&ops, DT_BF16, 0, 0);
+    assert_int_equal(svd_use_device(w, &ops, &err), -1);
+    svd_free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -359,6 +416,8 @@ int main(void)
         cmocka_unit_test(test_ways),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_bad),
+        cmocka_unit_test(test_device),
+        cmocka_unit_test(test_device_fails),
     };
 
     thread_init(0); /* as the program does: LAPACK's own threads would compete with ours */

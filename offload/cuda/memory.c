@@ -42,7 +42,10 @@ static int out_of_memory(size_t bytes, const char *what, struct err *err)
 static void *get(size_t bytes, const char *what, struct err *err)
 {
     void *data = NULL;
-    cudaError_t code = cudaMalloc(&data, bytes ? bytes : 1);
+    cudaError_t code = cudaSetDevice(state.index); /* of this thread, which may be another than the one that opened it */
+
+    if (code == cudaSuccess)
+        code = cudaMalloc(&data, bytes ? bytes : 1);
 
     if (code == cudaSuccess)
         return data;
@@ -83,7 +86,10 @@ static void free_pinned(void *data)
 static int put(void *dst, const void *src, size_t bytes, struct err *err)
 {
     struct cudaPointerAttributes where;
-    cudaError_t code = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, state.stream);
+    cudaError_t code = cudaSetDevice(state.index);
+
+    if (code == cudaSuccess)
+        code = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, state.stream);
 
     if (code == cudaSuccess && cudaPointerGetAttributes(&where, src) == cudaSuccess && where.type == cudaMemoryTypeHost)
         code = cudaStreamSynchronize(state.stream);

@@ -32,6 +32,11 @@ struct extract_worker *extract_worker_new(struct err *err)
     return w;
 }
 
+int extract_use_device(struct extract_worker *w, const struct ops *ops, struct err *err)
+{
+    return svd_use_device(w->svd, ops, err);
+}
+
 void extract_worker_free(struct extract_worker *w)
 {
     if (!w)

@@ -55,6 +55,8 @@ struct extract_result {
 struct extract_worker; /* buffers of one thread */
 
 struct extract_worker *extract_worker_new(struct err *err); /* NULL with err filled */
+struct ops;
+int extract_use_device(struct extract_worker *w, const struct ops *ops, struct err *err); /* svd_use_device() */
 void extract_worker_free(struct extract_worker *w);         /* NULL is fine */
 
 /* Does one module. Returns 0, or -1: a read failed, a weight holds a NaN or an infinity (the message names file and tensor),

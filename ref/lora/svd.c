@@ -1,5 +1,5 @@
 /* svd_truncate(): which way to go, what is taken off first, and the answer in its final form. */
-#include "ref/lora/svd_work.h"
+#include "ref/lora/svd_device.h"
 
 #include <cblas.h>
 #include <limits.h>
@@ -24,7 +24,15 @@ void svd_free(struct svd *w)
         return;
     for (int i = 0; i < SVD_BUF_COUNT; i++)
         free(w->buf[i]);
+    svd_device_free(w->device);
     free(w);
+}
+
+int svd_use_device(struct svd *w, const struct ops *ops, struct err *err)
+{
+    if (!ops->device || ops->device->storage != DT_F32)
+        return err_set(err, "a decomposition needs a GPU that computes in f32");
+    return svd_device_new(&w->device, ops, err);
 }
 
 const char *svd_method_name(enum svd_method m)
@@ -323,6 +331,7 @@ int svd_truncate(struct svd *w, float *d, size_t m, size_t n, size_t k, const st
     struct run r = {.w = w, .k = k};
     bool exact = o && o->exact;
     double scale;
+    int rc;
 
     if (k == 0 || m > INT_MAX || n > INT_MAX || k > m || k > n)
         return err_set(err, "cannot decompose a %zu x %zu matrix to rank %zu", m, n, k);
@@ -331,11 +340,17 @@ int svd_truncate(struct svd *w, float *d, size_t m, size_t n, size_t k, const st
         return err_set(err, "a %zu x %zu matrix has a NaN or an infinity", m, n);
     scale = balance(d, m * n, &r.total);
     r.a = (struct svd_matrix){.d = d, .flipped = m < n, .rows = m < n ? n : m, .cols = m < n ? m : n};
+    r.a.on = exact ? NULL : w->device;
+    if (r.a.on)
+        svd_device_forget(r.a.on);
     r.tolerance = exact ? SVD_TOLERANCE_EXACT : o && o->tolerance > 0 ? o->tolerance : SVD_TOLERANCE;
     r.seed = o ? o->seed : 0;
     r.v = svd_buffer(w, SVD_BUF_VECTORS, k * r.a.cols, sizeof *r.v, err);
     r.y = svd_buffer(w, SVD_BUF_IMAGES, k * r.a.rows, sizeof *r.y, err);
-    if (!r.v || !r.y || decompose(&r, exact, err) != 0 || finish(&r, scale, up, s, down, err) != 0)
+    rc = r.v && r.y ? decompose(&r, exact, err) : -1;
+    if (r.a.on && svd_device_check(r.a.on, err) != 0) /* then whatever followed made no sense */
+        return -1;
+    if (rc != 0 || finish(&r, scale, up, s, down, err) != 0)
         return -1;
     *info = r.info;
     info->total *= scale * scale;

@@ -69,6 +69,11 @@ struct svd; /* buffers of one worker, reused from call to call; they grow to wha
 struct svd *svd_new(struct err *err);
 void svd_free(struct svd *w);
 
+/* From now on the products with D are made on a device (f32, not less), except with `exact`; ops is borrowed until svd_free(). What
+ * is proved is proved for its results just as well; LAPACK, where it is needed, stays here. -1: the device has no f32. */
+struct ops;
+int svd_use_device(struct svd *w, const struct ops *ops, struct err *err);
+
 /* Factorises d [m, n] f32, row-major, which is overwritten. 1 <= k <= min(m, n). Borrowed:
  *   up   [m, k]  left singular vectors times singular values
  *   s    [k]     singular values, descending

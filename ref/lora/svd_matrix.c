@@ -1,5 +1,5 @@
 /* Buffers of a worker and the products with A. */
-#include "ref/lora/svd_work.h"
+#include "ref/lora/svd_device.h"
 
 #include <cblas.h>
 #include <stdlib.h>
@@ -54,6 +54,10 @@ void svd_times(const struct svd_matrix *a, const float *x, size_t s, float *y)
 {
     size_t ld = a->flipped ? a->rows : a->cols;
 
+    if (a->on) {
+        svd_device_times(a->on, a, x, s, y);
+        return;
+    }
     gemm(false, !a->flipped, s, a->rows, a->cols, 1, x, a->cols, a->d, ld, 0, y, a->rows);
 }
 
@@ -61,6 +65,10 @@ void svd_times_transposed(const struct svd_matrix *a, const float *y, size_t s, 
 {
     size_t ld = a->flipped ? a->rows : a->cols;
 
+    if (a->on) {
+        svd_device_times_transposed(a->on, a, y, s, x);
+        return;
+    }
     gemm(false, a->flipped, s, a->cols, a->rows, 1, y, a->rows, a->d, ld, 0, x, a->cols);
 }
 
@@ -69,6 +77,10 @@ void svd_times_gram(const struct svd_matrix *a, const float *x, size_t s, float 
 {
     size_t ld = a->flipped ? a->rows : a->cols;
 
+    if (a->on) {
+        svd_device_times_gram(a->on, a, x, s, z);
+        return;
+    }
     for (size_t first = 0; first < a->rows; first += SVD_PANEL) {
         size_t p = a->rows - first < SVD_PANEL ? a->rows - first : SVD_PANEL;
         const float *d = a->d + (a->flipped ? first : first * ld);
@@ -82,6 +94,10 @@ void svd_gram(const struct svd_matrix *a, float *g)
 {
     size_t n = a->cols;
 
+    if (a->on) {
+        svd_device_gram(a->on, a, g);
+        return;
+    }
     cblas_ssyrk(CblasRowMajor, CblasLower, a->flipped ? CblasNoTrans : CblasTrans, (int)n, (int)a->rows, 1, a->d,
                 (int)(a->flipped ? a->rows : a->cols), 0, g, (int)n);
 }
@@ -97,6 +113,8 @@ void svd_mirror(float *g, size_t n)
 
 void svd_subtract(const struct svd_matrix *a, const float *y, const float *v, size_t s)
 {
+    if (a->on)
+        svd_device_forget(a->on);
     if (a->flipped)
         gemm(true, false, a->cols, a->rows, s, -1, v, a->cols, y, a->rows, 1, a->d, a->rows);
     else

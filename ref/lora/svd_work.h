@@ -13,6 +13,7 @@ struct svd_matrix {
     float *d;          /* as the caller stores it, row-major */
     size_t rows, cols; /* of A: rows >= cols */
     bool flipped;      /* d is [cols, rows] */
+    struct svd_device *on; /* where products with it are made; NULL: here */
 };
 
 enum svd_buffer {
@@ -33,6 +34,7 @@ enum svd_buffer {
 struct svd {
     void *buf[SVD_BUF_COUNT];
     size_t cap[SVD_BUF_COUNT];
+    struct svd_device *device; /* or NULL */
 };
 
 /* At least `count` elements of `size` bytes; contents are lost when it must grow. NULL with err filled. */
