@@ -336,6 +336,24 @@ static bool side_by_side(struct run *r, const int *values, size_t n, char **firs
     return *bytes <= 2 * sum;
 }
 
+struct gathering {
+    const struct run *r;
+    const int *values;
+    void *const *dst;
+    const char *first; /* on the device; what was read from there lies in d->gathered */
+};
+
+static int scatter(void *ctx, size_t i, struct err *err)
+{
+    const struct gathering *g = ctx;
+    const struct graph_value *v = &g->r->typed.values[g->values[i]];
+
+    (void)err;
+    memcpy(g->dst[i], g->r->device->gathered + (g->r->arena + g->r->plan->offset[g->values[i]] - g->first),
+           run_device_count(&v->shape) * dtype_size(v->dtype));
+    return 0;
+}
+
 int run_device_read_many(struct run *r, const int *values, void *const *dst, size_t n, struct err *err)
 {
     struct run_device *d = r->device;
@@ -357,13 +375,7 @@ int run_device_read_many(struct run *r, const int *values, void *const *dst, siz
     }
     if (!d->gathered || d->ops->read(d->gathered, first, bytes, err) < 0)
         return -1;
-    for (size_t i = 0; i < n; i++) {
-        const struct graph_value *v = &r->typed.values[values[i]];
-
-        memcpy(dst[i], d->gathered + (r->arena + r->plan->offset[values[i]] - first),
-               run_device_count(&v->shape) * dtype_size(v->dtype));
-    }
-    return 0;
+    return thread_for(n, scatter, &(struct gathering){r, values, dst, first}, err);
 }
 
 int run_device_sync(struct run *r, struct err *err)
