@@ -145,6 +145,8 @@ def context(te, ids, o):
 def train(case, o, x, dtype):
     torch.manual_seed(0)
     parts = {"te": text_encoder(dtype), "unet": unet(dtype)}
+    if o.get("base"):
+        Lora(case + "/base", dtype, parts, o)
     lora = Lora(case, dtype, parts, o)
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(trained(dtype))
@@ -161,11 +163,17 @@ def train(case, o, x, dtype):
         t = x["timesteps"][step].long()
         noisy = scheduler.add_noise(latents, noise, t)
         target = scheduler.get_velocity(latents, noise, t) if o["v"] else noise
-        pred = parts["unet"](noisy.to(dtype), t, context(parts["te"], x["ids"][step], o)).sample.to(trained(dtype))
+        seen = context(parts["te"], x["ids"][step], o)
+        if o.get("weighted"):
+            seen = seen * x["emphasis"][step].to(dtype)[..., None]
+        pred = parts["unet"](noisy.to(dtype), t, seen).sample.to(trained(dtype))
         if o["huber"]:
             c = x["delta"][step].to(trained(dtype)).view(-1, 1, 1, 1)
             loss = (2 * c * (((pred - target) ** 2 + c ** 2).sqrt() - c)).mean((1, 2, 3))
         else:
+            if o.get("masked"):  # the square times the mask; in this form also where few bits are sampled, as it is computed here
+                root = x["mask"].to(trained(dtype)).sqrt()[:, None]
+                pred, target = pred * root, target * root
             loss = ((pred - target) ** 2).mean((1, 2, 3))
         loss = (loss * x["weight"][step].to(trained(dtype))).mean()
         optimizer.zero_grad()
@@ -197,6 +205,10 @@ def case(name, stored, h=4, w=6, **options):
         bar = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod.double()
         snr = (bar / (1 - bar))[x["timesteps"].long()]
         x["weight"] = (snr.clamp(max=o["min_snr"]) / (snr + 1 if o["v"] else snr)).float()
+    if o.get("masked"):
+        x["mask"] = torch.rand(2, h, w, generator=g).mul(1.5).clamp(max=1) * (torch.rand(2, h, w, generator=g) > 0.3)
+    if o.get("weighted"):
+        x["emphasis"] = 0.5 + torch.rand(STEPS, 2, 75 * o["chunks"] + 2, generator=g)
     if o["huber"]:
         x["delta"] = torch.rand(STEPS, 2, generator=g) + 0.05
     exact = train(name, o, x, torch.float64)

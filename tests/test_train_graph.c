@@ -72,6 +72,20 @@ static void test_dropout(void **state)
     train("drop", true, 132 + 1);
 }
 
+/* A masked loss, weighted captions, and a LoRA in the base model: folded, as cheap as that is here, or beside the layer. */
+static void test_more(void **state)
+{
+    struct training_file before = file;
+    struct err err = {0};
+
+    (void)state;
+    MUST(training_file_open(&file, &verify, "train_more.safetensors", &err));
+    train("more", false, 132 + 1);
+    train("more", true, 132 + 1);
+    training_file_close(&file);
+    file = before;
+}
+
 /* How much of a golden factor's elements lies further off than f32's roundings let AdamW's: 16 roundings of the largest, and 1e-3
  * of a step, ten times. Whatever happens, no element is further than two whole ways of ten steps of that rate. */
 static double share_off(struct training *t, const char *key, const float *got, size_t got_count, double lr)
@@ -251,6 +265,7 @@ int main(void)
         cmocka_unit_test(test_v),
         cmocka_unit_test(test_unet_huber_conv),
         cmocka_unit_test(test_dropout),
+        cmocka_unit_test(test_more),
         cmocka_unit_test(test_adamw8bit),
         cmocka_unit_test(test_same_bytes),
     };

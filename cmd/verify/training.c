@@ -173,5 +173,8 @@ int verify_training(struct verify *v, struct err *err)
     for (size_t i = 0; rc == 0 && i < sizeof cases / sizeof *cases; i++)
         rc = training_compare(v, &f, cases[i], i % 2, err);
     training_file_close(&f);
+    if (rc == 0)
+        rc = training_file_open(&f, v, "train_more.safetensors", err) || training_compare(v, &f, "more", false, err) ? -1 : 0;
+    training_file_close(&f);
     return rc;
 }

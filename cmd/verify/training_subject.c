@@ -1,5 +1,6 @@
 #include "cmd/verify/training_subject.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,16 +120,36 @@ static void fill_factor(struct tensor *t, const char *name, const char *path, co
         x[i] *= by;
 }
 
-static int open_network(struct training *t, struct err *err)
+static int fill_network(struct training *t, struct network **out, const char *name, struct err *err)
 {
-    if (training_network(&t->net, t->f->tensors, option_on(t, "te"), training_option(t, "dim"), training_option(t, "alpha"),
+    if (training_network(out, t->f->tensors, option_on(t, "te"), training_option(t, "dim"), training_option(t, "alpha"),
                          training_option(t, "conv_dim"), training_option(t, "conv_alpha"), err))
         return -1;
-    for (size_t i = 0; i < t->net->count; i++) {
-        struct network_module *m = &t->net->module[i];
+    for (size_t i = 0; i < (*out)->count; i++) {
+        struct network_module *m = &(*out)->module[i];
 
-        fill_factor(&m->down, t->name, m->spec.path, "down", 0.5f);
-        fill_factor(&m->up, t->name, m->spec.path, "up", 0.0625f);
+        fill_factor(&m->down, name, m->spec.path, "down", 0.5f);
+        fill_factor(&m->up, name, m->spec.path, "up", 0.0625f);
+    }
+    return 0;
+}
+
+static int open_network(struct training *t, struct err *err)
+{
+    char name[400];
+
+    if (fill_network(t, &t->net, t->name, err))
+        return -1;
+    if (!option_on(t, "base"))
+        return 0;
+    training_key(t, "base", name);
+    if (fill_network(t, &t->under, name, err) || !(t->base = mem_zero(t->under->count, sizeof *t->base, "a LoRA", err)))
+        return -1;
+    for (size_t i = 0; i < t->under->count; i++) {
+        const struct network_module *m = &t->under->module[i];
+
+        t->base[i] = (struct layers_lora){.part = m->spec.part, .path = m->spec.path, .down = &m->down, .up = &m->up,
+                                          .scale = (float)(m->spec.alpha / (double)m->spec.rank), .fold = true};
     }
     return 0;
 }
@@ -165,7 +186,9 @@ static int open_graph(struct training *t, bool checkpoint, struct err *err)
 
     t->setup = (struct train_setup){.w = t->weights, .ops = t->ops, .net = t->net, .text_trained = option_on(t, "te"), .text_layers = 3,
                                     .clip_skip = (size_t)training_option(t, "clip_skip"), .checkpoint = checkpoint,
-                                    .huber = option_on(t, "huber"),
+                                    .huber = option_on(t, "huber"), .masked = option_on(t, "masked"),
+                                    .weighted = option_on(t, "weighted"), .base = t->base,
+                                    .base_count = t->base ? t->under->count : 0,
                                     .dropout = training_option(t, "rank_dropout") > 0 ? DROP_SAMPLE : DROP_NONE};
     training_key(t, "latents", name);
     x = verify_entry(&t->f->file, name, err);
@@ -201,6 +224,8 @@ void training_close(struct training *t)
     free(t->scratch);
     train_graph_free(&t->graph);
     network_free(t->net);
+    network_free(t->under);
+    free(t->base);
     weights_free(t->weights);
     *t = (struct training){0};
 }
@@ -247,6 +272,21 @@ out:
     return rc;
 }
 
+static int write_emphasis(struct training *t, size_t step, struct err *err)
+{
+    struct shape s = graph_shape(t->graph.g, t->graph.emphasis);
+    size_t tokens = s.dim[0] * s.dim[1], width = s.dim[2];
+    float *weight = floats(t, "emphasis", err), *spread = weight ? mem_new(tokens * width * sizeof *spread, "weights", err) : NULL;
+    int rc = -1;
+
+    for (size_t i = 0; spread && i < tokens * width; i++)
+        spread[i] = weight[step * tokens + i / width];
+    if (spread)
+        rc = run_write(t->graph.run, t->graph.emphasis, spread, err);
+    free(spread);
+    return rc;
+}
+
 static int write_text(struct training *t, size_t step, struct err *err)
 {
     size_t chunks = (size_t)training_option(t, "chunks"), all = 0;
@@ -261,7 +301,7 @@ static int write_text(struct training *t, size_t step, struct err *err)
     if (rc == 0)
         rc = t->graph.ids != GRAPH_NONE ? run_write(t->graph.run, t->graph.ids, mine, err) : write_context(t, mine, err);
     free(rows);
-    return rc;
+    return rc || t->graph.emphasis == GRAPH_NONE ? rc : write_emphasis(t, step, err);
 }
 
 static int write_masks(struct training *t, struct err *err)
@@ -293,6 +333,24 @@ static void mix(const struct training *t, const float *x0, const float *noise, c
     }
 }
 
+/* The roots of the loss's mask, spread over channels, to the graph and onto the target. */
+static int mask_loss(struct training *t, float *target, struct err *err)
+{
+    struct shape s = graph_shape(t->graph.g, t->graph.loss_mask);
+    size_t n = t->n * t->per, channels = s.dim[3];
+    float *mask = floats(t, "mask", err), *root = mask ? mem_new(n * sizeof *root, "a mask", err) : NULL;
+    int rc = -1;
+
+    for (size_t i = 0; root && i < n; i++) {
+        root[i] = sqrtf(mask[i / channels]);
+        target[i] *= root[i];
+    }
+    if (root)
+        rc = run_write(t->graph.run, t->graph.loss_mask, root, err);
+    free(root);
+    return rc;
+}
+
 static int write_latents(struct training *t, size_t step, struct err *err)
 {
     float *x0 = floats(t, "latents", err), *noise = x0 ? floats(t, "noise", err) : NULL, row[8];
@@ -302,9 +360,11 @@ static int write_latents(struct training *t, size_t step, struct err *err)
 
     if (rc == 0) {
         mix(t, x0, noise + step * t->n * t->per, timestep + step * t->n, both, target);
+        if (t->graph.loss_mask != GRAPH_NONE)
+            rc = mask_loss(t, target, err);
         for (size_t i = 0; i < t->n; i++)
             row[i] = (float)timestep[step * t->n + i];
-        rc = run_write(t->graph.run, t->graph.latents, both, err) || run_write(t->graph.run, t->graph.timestep, row, err) ||
+        rc = rc || run_write(t->graph.run, t->graph.latents, both, err) || run_write(t->graph.run, t->graph.timestep, row, err) ||
                      run_write(t->graph.run, t->graph.target, target, err)
                  ? -1
                  : 0;

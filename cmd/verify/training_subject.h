@@ -1,5 +1,6 @@
 /* Training on a device against torch: a case of golden/train.safetensors or train8.safetensors, run on a device: the model's weights and the factors follow
- * from names (golden_model.h); latents, noise, timesteps, captions, masks and weights are read. */
+ * from names (golden_model.h); latents, noise, timesteps, captions, masks and weights are read. train_more.safetensors is the same with a
+ * masked loss, weighted captions and a LoRA in the base model. */
 #ifndef CMD_VERIFY_TRAINING_SUBJECT_H
 #define CMD_VERIFY_TRAINING_SUBJECT_H
 
@@ -29,7 +30,8 @@ struct training {
     struct golden_model source;
     struct weight_source door;
     struct weights *weights;
-    struct network *net;
+    struct network *net, *under; /* under: of the base model, with the same modules; NULL: none */
+    struct layers_lora *base;    /* [under->count] */
     struct train_setup setup;
     struct train_graph graph;
     struct schedule schedule;
