@@ -12,6 +12,8 @@
 enum { PLAIN, DEVICE, NOISY, ROUNDED, SIDES };
 static const enum dtype sample_types[] = {DT_F32, DT_BF16, DT_F16}; /* in the order of a limit's samples */
 
+static const char gradients[] = "gradient"; /* what a row is of */
+
 struct side {
     struct ops ops;
     struct train_graph g;
@@ -128,6 +130,15 @@ static double largest(const float *x, size_t n)
     return size;
 }
 
+/* What limits are shares of. A gradient may be 0 because terms cancel (attention over one token): then it is off by roundings of
+ * those, which are of the size of other gradients. */
+static double size_of(const struct check *c, bool gradient, size_t n)
+{
+    double size = largest(c->x[PLAIN], n), all = gradient ? largest(c->side[PLAIN].grads, c->t->net->size) : 0;
+
+    return size < 1e-6 * all ? all : size;
+}
+
 /* c->x[] [n] of all sides: a row. */
 static int compare(struct check *c, const char *what, const char *name, enum op_id op, const struct shape *shape, size_t n,
                    struct err *err)
@@ -142,7 +153,7 @@ static int compare(struct check *c, const char *what, const char *name, enum op_
     samples = json_pack("[f, f, f]", sample[0], sample[1], sample[2]);
     if (!samples)
         return err_memory(err, 1, "a limit");
-    row.limit = verify_limit_layer(c->arithmetic, samples, largest(c->x[PLAIN], n));
+    row.limit = verify_limit_layer(c->arithmetic, samples, size_of(c, what == gradients, n));
     json_decref(samples);
     if (!verify_row_add(&c->v, &row) && c->first.kind == ERR_NONE)
         err_set(&c->first, "step %zu: %s of layer '%s' (%s): off by %.3g, limit %.3g", c->t->now.step + 1,
@@ -186,7 +197,7 @@ static int compare_gradient(struct check *c, const struct graph_node *node, int 
             for (size_t k = 0; k < n; k++)
                 c->x[i][k] = c->side[i].grads[at + k];
         snprintf(name, sizeof name, "%s.%s", module->spec.path, m % 2 ? "lora_up" : "lora_down");
-        return compare(c, "gradient", name, node->op, &factor->shape, n, err);
+        return compare(c, gradients, name, node->op, &factor->shape, n, err);
     }
     return 0;
 }

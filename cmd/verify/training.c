@@ -3,8 +3,8 @@
  * Losses and gradients have a layer's limits (limit.h). AdamW divides a gradient by its own size, so what a factor is off by after
  * ten steps is the learning rate times the relative error of its gradient. The worst belong to gradients that happen to be near
  * zero, wherever they are: in f32 the sample for an element is the largest of all tensors of the case. In fewer bits such an
- * element may go the other way altogether, and a limit for each says nothing; there, as in f32, all factors together must be as
- * near as torch's own run of that type: 3 times its root mean square, which varies little over tens of thousands of elements.
+ * element may go the other way altogether, and a limit for each says nothing; there all factors together must be as near as
+ * torch's own run of that type: 3 times its root mean square, to which all elements contribute then (in f32 a few would decide it).
  */
 #include "cmd/verify/training_subject.h"
 
@@ -133,7 +133,7 @@ static int compare_factors(struct verify *v, struct training *t, struct err *err
     int rc = s.samples ? each_factor(v, t, "last", false, factor, &s, err) : err_memory(err, 1, "a limit");
 
     json_decref(s.samples);
-    if (rc || s.n == 0)
+    if (rc || s.n == 0 || v->arithmetic->sample == 0)
         return rc;
     training_key(t, "root mean square of all factors", name);
     row.name = name;
