@@ -97,7 +97,7 @@ static bool by_winograd(const struct op_call *c, bool back, struct winograd *g)
     if (back)
         *g = (struct winograd){.n = x[0], .h = y[1], .w = y[2], .c = w[0], .oh = x[1], .ow = x[2], .oc = w[3],
                                .pad = 2 - g->pad, .weight = g->weight, .dtype = g->dtype, .back = true, .scratch = c->scratch};
-    if (c->arithmetic == DT_BF16 && g->n * g->oh * g->ow <= FEW_PIXELS)
+    if (!back && c->arithmetic == DT_BF16 && g->n * g->oh * g->ow <= FEW_PIXELS)
         return false;
     return winograd_pays(g);
 }
