@@ -118,8 +118,11 @@ void kernel_pack(float *dst, size_t k, size_t at, const void *src, enum dtype dt
         size_t cols;
 
         width = kernel_set_panel(s, n - c, &cols);
-        for (size_t r = 0; r < rows; r++)
+        for (size_t r = 0; r < rows; r++) {
+            if (r + KERNEL_AHEAD < rows)
+                kernel_set_expect(element(src, dtype, (r + KERNEL_AHEAD) * ld + c), cols * dtype_size(dtype));
             dtype_convert(dst + (at + r) * width, DT_F32, element(src, dtype, r * ld + c), dtype, cols);
+        }
         kernel_set_clear(dst + at * width, rows, cols, width);
     }
 }

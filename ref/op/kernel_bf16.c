@@ -94,6 +94,8 @@ void kernel_pack_pairs(float *dst, size_t pairs, size_t at, const void *src, enu
         for (size_t r = 0; r < rows; r += 2) {
             uint16_t a[KERNEL_WIDEST + 1], b[KERNEL_WIDEST + 1]; /* one more: narrow() fills up pairs */
 
+            for (size_t i = r + KERNEL_AHEAD; i < r + KERNEL_AHEAD + 2 && i < rows; i++)
+                kernel_set_expect(element(src, dtype, i * ld + c), cols * dtype_size(dtype));
             narrow(a, element(src, dtype, r * ld + c), dtype, cols);
             if (r + 1 < rows)
                 narrow(b, element(src, dtype, (r + 1) * ld + c), dtype, cols);

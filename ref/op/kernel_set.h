@@ -30,6 +30,9 @@ size_t kernel_set_panel(const struct kernel_set *s, size_t left, size_t *cols);
 /* dst [rows, width] from src [cols, rows] with rows ld apart: elements of 4 bytes, whatever they are */
 void kernel_set_turn(float *dst, size_t width, const float *src, size_t ld, size_t rows, size_t cols);
 
+/* Rows ahead that are asked for where a row of W is a line or two of the cache. */
+enum { KERNEL_AHEAD = 16 };
+
 /* Asks for the `bytes` bytes at p, soon to be read: pieces of many lines apart are no stream that the processor foresees. */
 static inline void kernel_set_expect(const void *p, size_t bytes)
 {
