@@ -8,7 +8,6 @@
 #include "cmd/memory.h"
 #include "cmd/train/train.h"
 #include "ref/base/thread.h"
-#include "ref/lora/norm.h"
 #include "ref/lora/target.h"
 
 static double average_loss(const struct trainer *t)
@@ -165,18 +164,17 @@ static int report_blocks(struct trainer *t, struct err *err)
     const char *name[TARGET_BLOCKS];
     double norm[TARGET_BLOCKS], square[TARGET_BLOCKS] = {0};
     bool used[TARGET_BLOCKS] = {false};
+    const double *norms = network_norms(t->net, err);
     size_t n = 0;
 
+    if (!norms)
+        return -1;
     for (size_t i = 0; i < t->net->count; i++) {
         const struct network_spec *s = &t->net->module[i].spec;
-        double x;
 
         if (s->block < 0)
             continue;
-        if (norm_of_product(t->net->module[i].up.data, t->net->module[i].down.data, s->out, s->rank, s->in * s->kh * s->kw, &x, err))
-            return -1;
-        x *= s->alpha / (double)s->rank;
-        square[s->block] += x * x;
+        square[s->block] += norms[i] * norms[i];
         used[s->block] = true;
     }
     for (int b = 0; b < TARGET_BLOCKS; b++)

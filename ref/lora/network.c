@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "ref/base/rng.h"
+#include "ref/base/thread.h"
 #include "ref/lora/norm.h"
 
 /* Words of module paths in the order in which the modules are made. */
@@ -144,6 +145,7 @@ void network_free(struct network *n)
     free(n->params);
     free(n->grads);
     free(n->gram);
+    free(n->norm);
     arena_free(&n->arena);
     free(n);
 }
@@ -200,29 +202,51 @@ static void scale(float *x, size_t n, float by)
         x[i] *= by;
 }
 
-static int make_gram(struct network *n, struct err *err)
+/* Room for all modules' norms, and a matrix for each thread to find one with. */
+static int make_room(struct network *n, struct err *err)
 {
     size_t rank = 1, cells;
 
     for (size_t i = 0; i < n->count; i++)
         rank = n->module[i].spec.rank > rank ? n->module[i].spec.rank : rank;
-    if (!n->gram && mem_mul(rank, rank, &cells))
+    n->cells = rank * rank;
+    if (!n->gram && mem_mul(n->cells, (size_t)thread_count(), &cells))
         n->gram = mem_zero(cells, sizeof *n->gram, "the norm of a LoRA module", err);
-    return n->gram ? 0 : -1;
+    if (!n->norm)
+        n->norm = mem_zero(n->count, sizeof *n->norm, "the norm of a LoRA module", err);
+    return n->gram && n->norm ? 0 : -1;
+}
+
+static int find_norm(void *ctx, size_t i, struct err *err)
+{
+    struct network *n = ctx;
+    const struct network_module *m = &n->module[i];
+    const struct network_spec *s = &m->spec;
+
+    (void)err;
+    n->norm[i] = norm_of_product_in(m->up.data, m->down.data, s->out, s->rank, inputs(s), n->gram + (size_t)thread_index() * n->cells) *
+                 s->alpha / (double)s->rank;
+    return 0;
+}
+
+const double *network_norms(struct network *n, struct err *err)
+{
+    return make_room(n, err) || thread_for(n->count, find_norm, n, err) ? NULL : n->norm;
 }
 
 int network_limit_norms(struct network *n, double most, size_t *scaled, double *mean, double *largest, struct err *err)
 {
-    if (make_gram(n, err))
+    const double *norms = network_norms(n, err);
+
+    if (!norms)
         return -1;
     *scaled = 0;
     *mean = *largest = 0;
     for (size_t i = 0; i < n->count; i++) {
         struct network_module *m = &n->module[i];
         const struct network_spec *s = &m->spec;
-        double norm = norm_of_product_in(m->up.data, m->down.data, s->out, s->rank, inputs(s), n->gram);
+        double norm = norms[i];
 
-        norm *= s->alpha / (double)s->rank;
         if (norm > most) {
             float by = (float)sqrt(most / norm);
 

@@ -40,7 +40,8 @@ struct network {
     size_t count;
     float *params, *grads; /* [size]; each factor starts at a multiple of MEM_ALIGN bytes; what is between them is 0 */
     size_t size, used;     /* used: elements of factors alone */
-    double *gram; /* for network_limit_norms(), made by its first call */
+    double *gram, *norm; /* [threads, cells], [count]: for network_norms(), made by its first call */
+    size_t cells;
     struct arena arena;
 };
 
@@ -55,6 +56,10 @@ size_t network_bytes(const struct network *n);
 
 /* Rounds all factors to f16, as they are kept with full_fp16. */
 void network_round_f16(struct network *n);
+
+/* Frobenius norms [count] of what each module adds to its weight, alpha / rank included; by all threads, the same bytes for any
+ * number of them. The network's own, until the next call; NULL with err filled. */
+const double *network_norms(struct network *n, struct err *err);
 
 /* Cuts every module whose change has a Frobenius norm above `most` to it, by the same factor on up and down (sd-scripts'
  * scale_weight_norms). *scaled: how many; *mean and *largest: of the norms after it. Returns 0 or -1 (no memory). */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "ref/base/mem.h"
+#include "ref/base/simd.h"
 
 double norm_squared(const float *x, size_t n)
 {
@@ -20,14 +21,14 @@ double norm_squared(const float *x, size_t n)
 }
 
 /* gram [rank, rank] += upper triangle of one row's outer product. */
-static void add_row(double *gram, const float *row, size_t rank)
+SIMD_CLONES static void add_row(double *gram, const float *row, size_t rank)
 {
     for (size_t i = 0; i < rank; i++)
         for (size_t j = i; j < rank; j++)
             gram[i * rank + j] += (double)row[i] * (double)row[j];
 }
 
-static double dot(const float *a, const float *b, size_t n)
+SIMD_CLONES static double dot(const float *a, const float *b, size_t n)
 {
     double sum[4] = {0};
     size_t i = 0;
