@@ -12,7 +12,7 @@
 
 #include "ref/op/ops.h"
 
-enum { OFFLOAD_VERSION = 2 };
+enum { OFFLOAD_VERSION = 3 };
 
 /* Changes whenever struct op_call, its attributes, tensors or the list of ops do. */
 #define OFFLOAD_LAYOUT \

@@ -318,7 +318,7 @@ static void test_profile(void **state)
     (void)state;
     build_chain(&c, 4);
     MUST(run_new(&r, c.g, &ops, &err));
-    MUST(profile_new(&p, c.g, &err));
+    MUST(profile_new(&p, c.g, r, &err));
     options.ctx = p;
     for (int i = 0; i < 2; i++) {
         set(r, c.x, 1);

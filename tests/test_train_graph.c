@@ -14,6 +14,7 @@
 #include "cmd/verify/training_subject.h"
 #include "ref/base/thread.h"
 #include "tests/lib/golden.h"
+#include "tests/lib/pretend.h"
 
 #define MUST(call)                   \
     do {                             \
@@ -84,6 +85,23 @@ static void test_more(void **state)
     train("more", true, 132 + 1);
     training_file_close(&file);
     file = before;
+}
+
+/* With factors, gradients and AdamW on a device (tests/lib/pretend.h), and a LoRA's backward that it leaves to the processor. */
+static void test_on_device(void **state)
+{
+    struct ops device, before = ops;
+
+    (void)state;
+    for (unsigned long without = 0; without <= 1ul << OP_lora; without += 1ul << OP_lora) {
+        pretend_ops(&device, DT_F32, without, 0);
+        memset(&pretend_counts, 0, sizeof pretend_counts);
+        ops = device;
+        train("eps", false, 132 + 132 + 1);
+        assert_int_equal(pretend_counts.steps, TRAINING_STEPS);
+        assert_int_equal(pretend_counts.blocks + pretend_counts.host, 0);
+    }
+    ops = before;
 }
 
 /* How much of a golden factor's elements lies further off than f32's roundings let AdamW's: 16 roundings of the largest, and 1e-3
@@ -265,7 +283,7 @@ int main(void)
         cmocka_unit_test(test_v),
         cmocka_unit_test(test_unet_huber_conv),
         cmocka_unit_test(test_dropout),
-        cmocka_unit_test(test_more),
+        cmocka_unit_test(test_on_device), cmocka_unit_test(test_more),
         cmocka_unit_test(test_adamw8bit),
         cmocka_unit_test(test_same_bytes),
     };

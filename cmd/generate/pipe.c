@@ -147,7 +147,7 @@ int generate_pipe_enter(struct generate_pipe *p, enum generate_stage stage, size
         generate_pipe_rest(p);
         return -1;
     }
-    if (p->profile && stage == STAGE_UNET && profile_new(&p->times, p->g, err)) {
+    if (p->profile && stage == STAGE_UNET && profile_new(&p->times, p->g, p->run, err)) {
         generate_pipe_rest(p);
         return -1;
     }

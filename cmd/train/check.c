@@ -249,6 +249,7 @@ static int step(struct check *c, struct dataset_prefetch *data, struct err *err)
     struct trainer *t = c->t;
     const struct dataset_batch *b;
     struct train_shape shape;
+    double norm;
 
     if (dataset_prefetch_next(data, &b, err))
         return -1;
@@ -260,7 +261,7 @@ static int step(struct check *c, struct dataset_prefetch *data, struct err *err)
             return -1;
     if (compare_all(c, err))
         return -1;
-    if (train_update(t, optim_norm(t->optim, t->grads) / t->now.loss_scale, err))
+    if (optim_norm(t->optim, t->grads, &norm, err) || train_update(t, norm / t->now.loss_scale, err))
         return -1;
     t->now.step++;
     if (++t->now.batch == t->batches) {

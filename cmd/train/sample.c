@@ -109,7 +109,7 @@ int train_sample(struct trainer *t, struct err *err)
     int rc = -1;
 
     train_drop_graphs(t);
-    if (prompt_file_read(&prompts, t->o->sample_prompts, err) ||
+    if (optim_fetch(t->optim, false, err) || prompt_file_read(&prompts, t->o->sample_prompts, err) ||
         generate_pipe_borrow(&pipe, t->model, t->w, t->o->vae, &t->device.ops, err) || borrow_factors(t, &loras, err))
         goto out;
     pipe.clip_skip = t->o->clip_skip;

@@ -64,13 +64,14 @@ int train_save_lora(struct trainer *t, const char *name, struct err *err)
 {
     struct lora_write_options w = {.layout = LORA_KOHYA, .no_metadata = t->o->no_metadata};
     struct lora_out *out = mem_zero(t->net->count, sizeof *out, "the LoRA", err);
-    const struct network_module *bad = network_find_nonfinite(t->net);
+    const struct network_module *bad;
     struct arena a = {0};
     char *path = out ? path_of(t, name, ending_of(t), &a, err) : NULL;
     int rc = -1;
 
-    if (!path)
+    if (!path || optim_fetch(t->optim, false, err))
         goto out;
+    bad = network_find_nonfinite(t->net);
     if (bad) {
         err_set(err, "the LoRA of layer '%s' is not finite, so '%s' was not written; lower --learning_rate", bad->spec.path, path);
         goto out;

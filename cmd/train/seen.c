@@ -164,7 +164,7 @@ static int report_blocks(struct trainer *t, struct err *err)
     const char *name[TARGET_BLOCKS];
     double norm[TARGET_BLOCKS], square[TARGET_BLOCKS] = {0};
     bool used[TARGET_BLOCKS] = {false};
-    const double *norms = network_norms(t->net, err);
+    const double *norms = optim_fetch(t->optim, false, err) ? NULL : network_norms(t->net, err);
     size_t n = 0;
 
     if (!norms)

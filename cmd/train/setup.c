@@ -193,6 +193,13 @@ out:
     return rc;
 }
 
+/* Whether factors and optimizer stay with the program: a check compares both sides' gradients there, and limits on norms are laid on
+ * there. */
+static bool stays(const struct trainer *t)
+{
+    return t->o->check || t->o->scale_weight_norms > 0;
+}
+
 static int open_schedule(struct trainer *t, struct err *err)
 {
     const struct train_options *o = t->o;
@@ -316,15 +323,21 @@ static const char *less_memory(const struct train_options *o)
     return !o->gradient_checkpointing ? "use --gradient_checkpointing" : "use a smaller --train_batch_size or --resolution";
 }
 
-/* A device with memory of its own holds activations, weights and factors. What its libraries load with the first run, buffers for
- * copying and recordings came to at most MARGIN where it was measured. */
+/* A device with memory of its own holds activations, weights and factors, and the optimizer where there is room for it. What its
+ * libraries load with the first run, buffers for copying and recordings came to at most MARGIN where it was measured. */
 static int forecast_device(struct trainer *t, size_t bytes, struct err *err)
 {
     enum { MARGIN = 144 << 20 };
     const struct train_options *o = t->o;
+    size_t optimizer = stays(t) ? 0 : optim_device_bytes(t->optim, t->device.ops.device);
     char a[32], b[32];
 
     bytes += MARGIN;
+    t->no_room = optimizer && bytes <= t->device.info.free && bytes + optimizer > t->device.info.free;
+    if (t->no_room)
+        command_note(t->run, "the device has no room for the optimizer: the processor makes its steps");
+    else
+        bytes += optimizer;
     command_bytes(bytes, a, sizeof a);
     command_bytes(t->device.info.free, b, sizeof b);
     if (bytes > t->device.info.free)
@@ -391,6 +404,12 @@ static int cache_latents(struct trainer *t, struct err *err)
     return 0;
 }
 
+/* After a state has been read, and before there is a graph. */
+static int move_optimizer(struct trainer *t, struct err *err)
+{
+    return stays(t) || t->no_room ? 0 : optim_to_device(t->optim, t->device.ops.device, &t->on_device, err);
+}
+
 /* ---- All of it ---- */
 
 static int choose_seed(struct trainer *t, struct err *err)
@@ -445,7 +464,7 @@ int train_open(struct trainer *t, const struct command_run *run, struct train_op
         return -1;
     if (begin_later(t, err))
         return -1;
-    return train_seen_open(t, err) || cache_latents(t, err) ? -1 : 0;
+    return train_seen_open(t, err) || cache_latents(t, err) || move_optimizer(t, err) ? -1 : 0;
 }
 
 void train_close(struct trainer *t)

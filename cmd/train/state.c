@@ -84,13 +84,13 @@ int train_state_write(struct trainer *t, const char *name, struct err *err)
     int rc = -1;
 
     dataset_fingerprint(t->data, data);
-    if (a && b && path) {
+    if (a && b && path && optim_fetch(t->optim, true, err) == 0) {
         const char *logs = logs_folder(t->logs);
         struct metadata_item meta[] = {{"counters", a}, {"data", data}, {"format", STATE_FORMAT}, {"logs", logs ? logs : ""},
                                        {"optimizer", optim_name(t->optim)}, {"options", b}};
 
         rc = write_tensors(t, path, row, rows, meta, sizeof meta / sizeof *meta, err);
-    } else if (options) {
+    } else if (options && err->kind == ERR_NONE) {
         err_memory(err, 4096, "the state");
     }
     if (rc)

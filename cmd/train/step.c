@@ -18,10 +18,15 @@ static bool same_shape(const struct train_graph *g, const struct train_shape *s,
 static int open_run(struct trainer *t, struct train_graph *g, struct err *err)
 {
     struct run *owner = t->graph[0]->run;
+    const struct ops_param *params;
+    size_t n;
 
     if (g->run)
         return 0;
     if (owner ? run_new_beside(&g->run, g->g, &t->device.ops, owner, err) : run_new(&g->run, g->g, &t->device.ops, err))
+        return -1;
+    params = optim_params(t->optim, &n);
+    if (params && run_share_params(g->run, params, n, err))
         return -1;
     return weights_load(t->w, err);
 }
@@ -260,9 +265,12 @@ int train_write_validation(struct trainer *t, struct train_graph *g, const struc
 static int find_layer(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, size_t micro, struct err *err)
 {
     struct run_options search = {.check_nan = true};
-    const struct network_module *m = network_find_nonfinite(t->net);
+    const struct network_module *m;
 
     t->diverged = true;
+    if (optim_fetch(t->optim, false, err))
+        return -1;
+    m = network_find_nonfinite(t->net);
     if (m)
         err_set(err, "the LoRA of layer '%s' is not finite", m->spec.path);
     else if (train_write_batch(t, g, b, micro, t->now.loss_scale, err) == 0 && run_graph(g->run, &search, err) == 0)
@@ -306,8 +314,12 @@ static int run_batch(struct trainer *t, struct train_graph *g, const struct data
     float one;
 
     if (train_write_batch(t, g, b, micro, t->now.loss_scale / (double)t->o->gradient_accumulation_steps, err) ||
-        run_graph(g->run, NULL, err) || run_read(g->run, g->loss, &one, err) ||
-        train_graph_gradients(g, t->net, micro == 0, t->scratch, err))
+        run_graph(g->run, NULL, err))
+        return -1;
+    if (t->on_device ? train_graph_gather(g, t->net, t->optim, micro == 0, err)
+                     : train_graph_gradients(g, t->net, micro == 0, t->scratch, err))
+        return -1;
+    if (run_read(g->run, g->loss, &one, err))
         return -1;
     *loss += (double)one;
     return 0;
@@ -333,7 +345,9 @@ int train_step(struct trainer *t, struct dataset_prefetch *data, struct err *err
         if (++micro == t->o->gradient_accumulation_steps || t->now.batch == t->batches)
             break;
     }
-    norm = optim_norm(t->optim, t->grads) / t->now.loss_scale;
+    if (optim_norm(t->optim, t->grads, &norm, err))
+        return -1;
+    norm /= t->now.loss_scale;
     t->step_loss = loss / (double)micro;
     t->step_norm = norm;
     good = isfinite(norm) && isfinite(loss);

@@ -167,6 +167,8 @@ struct trainer {
     /* optimizer */
     struct optim *optim;
     const float **grads; /* in the order of the optimizer's tensors */
+    bool no_room;        /* the device has none for the optimizer */
+    bool on_device;      /* optimizer, factors and gradients are; net has the factors after optim_fetch() */
     struct lr_schedule lr;
     /* the plan */
     size_t batches, steps_per_epoch, epochs, steps;

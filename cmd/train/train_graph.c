@@ -37,7 +37,8 @@ static int attach(struct train_graph *t, const struct train_setup *s, struct err
     t->mask = mem_new(n * sizeof(int), "the LoRA", err);
     t->values = mem_new(2 * n * sizeof(int), "the LoRA", err);
     t->to = mem_new(2 * n * sizeof(void *), "the LoRA", err);
-    if (!t->loras || !t->ddown || !t->dup || !t->mask || !t->values || !t->to)
+    t->from = mem_new(2 * n * sizeof(void *), "the LoRA", err);
+    if (!t->loras || !t->ddown || !t->dup || !t->mask || !t->values || !t->to || !t->from)
         return -1;
     for (size_t i = 0; i < s->base_count; i++)
         t->loras[t->lora_count++] = s->base[i];
@@ -186,6 +187,7 @@ void train_graph_free(struct train_graph *t)
     free(t->mask);
     free(t->values);
     free(t->to);
+    free(t->from);
     memset(t, 0, sizeof *t);
 }
 
@@ -218,4 +220,14 @@ int train_graph_gradients(struct train_graph *t, const struct network *net, bool
     for (size_t i = 0; !first && i < net->size; i++)
         net->grads[i] += scratch[i];
     return 0;
+}
+
+int train_graph_gather(struct train_graph *t, const struct network *net, struct optim *o, bool first, struct err *err)
+{
+    size_t n = list_gradients(t, net, net->grads, t->values, t->to);
+
+    for (size_t i = 0; i < n; i++)
+        if (run_device_place(t->run, t->values[i], &t->from[i], err))
+            return -1;
+    return optim_gather(o, t->from, first, err);
 }

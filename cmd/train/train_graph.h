@@ -9,6 +9,7 @@
 #include "ref/graph/run.h"
 #include "ref/lora/network.h"
 #include "ref/model/layers.h"
+#include "ref/optim/optim.h"
 
 enum train_loss { LOSS_L2, LOSS_HUBER, LOSS_SMOOTH_L1 };
 
@@ -53,8 +54,9 @@ struct train_graph {
     int seed;     /* gradient of the loss, []; GRAPH_NONE without gradients */
     int out, loss; /* kept: in TRAIN_PRIOR the prediction, else the loss */
     int *ddown, *dup, *mask; /* [net->count] GRAPH_NONE where there is none */
-    int *values; /* [2 net->count] and where their gradients go, for train_graph_gradients() */
+    int *values; /* [2 net->count] and where their gradients go or lie, for train_graph_gradients() and train_graph_gather() */
     void **to;
+    const void **from;
     struct layers_lora *loras;
     size_t lora_count;
 };
@@ -77,5 +79,8 @@ void train_graph_free(struct train_graph *t);
 /* After a run: net->grads = the gradients of this run, or += when it is not the first. scratch [net->size] f32, zeroed once before
  * its first use; not used for the first. */
 int train_graph_gradients(struct train_graph *t, const struct network *net, bool first, float *scratch, struct err *err);
+
+/* The same for an optimizer on the graph's device, whose tensors are the graph's factors in the network's order: they stay there. */
+int train_graph_gather(struct train_graph *t, const struct network *net, struct optim *o, bool first, struct err *err);
 
 #endif

@@ -151,7 +151,10 @@ static int run(struct verify *v, struct training *t, struct err *err)
         if (training_step(t, i, &losses[i], err) || (i == 0 && each_factor(v, t, "grad", true, gradient, NULL, err)) ||
             training_update(t, err))
             return -1;
-    return compare(v, t, "losses", "losses", losses, TRAINING_STEPS, NULL, err) || compare_factors(v, t, err) ? -1 : 0;
+    return optim_fetch(t->optim, false, err) || compare(v, t, "losses", "losses", losses, TRAINING_STEPS, NULL, err) ||
+                   compare_factors(v, t, err)
+               ? -1
+               : 0;
 }
 
 int training_compare(struct verify *v, struct training_file *f, const char *name, bool checkpoint, struct err *err)

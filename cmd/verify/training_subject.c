@@ -174,7 +174,7 @@ static int open_optimizer(struct training *t, const char *kind, struct err *err)
     }
     rc = list && t->grads ? optim_new(&t->optim, kind, NULL, 0, &options, list, n, err) : -1;
     free(list);
-    return rc;
+    return rc ? -1 : optim_to_device(t->optim, t->ops->device, &t->on_device, err);
 }
 
 /* ---- Opening ---- */
@@ -205,6 +205,9 @@ static int open_graph(struct training *t, bool checkpoint, struct err *err)
 int training_open(struct training *t, struct training_file *f, const char *name, const struct ops *ops, bool checkpoint, float scale,
                   const char *optimizer, struct err *err)
 {
+    const struct ops_param *params;
+    size_t n;
+
     *t = (struct training){.name = name, .f = f, .ops = ops, .scale = scale, .options = json_object_get(f->cases, name)};
     if (!t->options)
         return err_set(err, "golden file '%s' has no case '%s'; take it from the sources of this version", f->file.file->path, name);
@@ -214,7 +217,10 @@ int training_open(struct training *t, struct training_file *f, const char *name,
     if (weights_new(&t->weights, &t->door, err) || open_network(t, err) || open_graph(t, checkpoint, err))
         return -1;
     t->scratch = mem_zero(t->net->size, sizeof *t->scratch, "gradients", err);
-    return t->scratch ? open_optimizer(t, optimizer, err) : -1;
+    if (!t->scratch || open_optimizer(t, optimizer, err))
+        return -1;
+    params = optim_params(t->optim, &n);
+    return params ? run_share_params(t->graph.run, params, n, err) : 0;
 }
 
 void training_close(struct training *t)
@@ -395,7 +401,8 @@ int training_step(struct training *t, size_t step, float *loss, struct err *err)
 {
     if (write_text(t, step, err) || write_masks(t, err) || write_latents(t, step, err) || write_loss(t, step, err) ||
         run_graph(t->graph.run, NULL, err) || run_read(t->graph.run, t->graph.loss, loss, err) ||
-        train_graph_gradients(&t->graph, t->net, true, t->scratch, err))
+        train_graph_gradients(&t->graph, t->net, true, t->scratch, err) ||
+        (t->on_device && train_graph_gather(&t->graph, t->net, t->optim, true, err)))
         return -1;
     for (size_t i = 0; i < t->net->size; i++)
         t->net->grads[i] /= t->scale;
@@ -405,6 +412,9 @@ int training_step(struct training *t, size_t step, float *loss, struct err *err)
 int training_update(struct training *t, struct err *err)
 {
     const double lr[2] = {training_option(t, "te_lr"), training_option(t, "unet_lr")};
+    double norm, scale = t->on_device ? t->scale : 1; /* the others have been divided by it */
 
-    return optim_step(t->optim, t->grads, optim_clip(optim_norm(t->optim, t->grads), training_option(t, "max_grad_norm")), lr, err);
+    if (optim_norm(t->optim, t->grads, &norm, err))
+        return -1;
+    return optim_step(t->optim, t->grads, optim_clip(norm / scale, training_option(t, "max_grad_norm")) / scale, lr, err);
 }

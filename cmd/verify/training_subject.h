@@ -37,6 +37,7 @@ struct training {
     struct schedule schedule;
     struct optim *optim;
     const float **grads; /* [2 modules in use], as the optimizer has them */
+    bool on_device;      /* the optimizer is, where the device has one */
     float *scratch;      /* for train_graph_gradients() */
     float scale;         /* of the loss while it runs backward */
     size_t n, per;       /* samples, numbers of one */

@@ -132,6 +132,7 @@ static int start(const struct ops *ref, const struct offload_options *options, s
     slots_attention(ops);
     slots_simple(ops);
     device = memory_table();
+    slots_optim(&device);
     ops->device = &device;
     describe(info, &p, cudnn);
     return 0;

@@ -195,37 +195,39 @@ int kernel_lora_backward(cudaStream_t s, const struct kernel_lora *l);
 
 /* ---- optim.cu ---- */
 
-/* norm [1] f32 = sqrt of the sum of squares of g [n] f32, NaN or infinity when one of them is not finite: with it, clipping
- * and the test of a loss scale need no other pass. */
-size_t kernel_norm_scratch(size_t n);
-int kernel_norm(cudaStream_t s, const float *g, size_t n, float *norm, void *scratch);
-
-/* first [1] = the least index of a NaN or infinity in x [n], or n when all are finite */
-int kernel_find_nonfinite(cudaStream_t s, enum kernel_type t, const void *x, size_t n, uint64_t *first);
-
-/* The scalars of an AdamW step t, which lie on the device, so that a captured step can be replayed with others. */
-struct kernel_adamw_step {
-    float keep;         /* 1 - lr * weight decay */
-    float rate;         /* lr / (1 - beta1^t) */
-    float beta1, new1;  /* new1: 1 - beta1, rounded from f64 */
-    float beta2, new2;
-    float root2;        /* sqrt(1 - beta2^t) */
-    float eps;
-    float unscale;      /* gradients are multiplied by this first: 1 / loss scale */
-    float max_norm;     /* > 0: and by min(1, max_norm / (unscale * norm + 1e-6)) */
+/* flat[at ..] = from[0 ..] for all pieces [n] of at most 16,384 elements; add: += */
+struct kernel_piece {
+    const float *from;
+    uint64_t at, n;
 };
+int kernel_collect(cudaStream_t s, float *flat, const struct kernel_piece *pieces, size_t n, bool add);
 
-/* AdamW (Loshchilov and Hutter 2019) over flat arrays p, g, m, v [n] f32, as torch.optim.AdamW and ref/optim/adamw.c. norm [1]:
- * of g before it is unscaled, or NULL: then there is neither clipping nor the following test. Where norm is NaN or infinite
- * nothing is changed: the step is skipped. */
-int kernel_adamw(cudaStream_t s, float *p, const float *g, float *m, float *v, size_t n, const struct kernel_adamw_step *step,
-                 const float *norm);
+/* norm [1] f64 = sqrt of the sum of squares of g [n] f32, summed in f64; not finite when one of them is not */
+size_t kernel_norm_scratch(size_t n);
+int kernel_norm(cudaStream_t s, const float *g, size_t n, double *norm, void *scratch);
 
-/* The same with m and v in 8 bits, as ref/optim/quant8.h has it: blocks of 256 elements with one scale each (absmax_m, absmax_v
- * [(n + 255) / 256]), codes m8, v8 [n] of a map code_m (signed), code_v [256] f32, ascending. */
-enum { KERNEL_ADAMW8_BLOCK = 256 };
-int kernel_adamw8(cudaStream_t s, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *absmax_m, float *absmax_v,
-                  const float *code_m, const float *code_v, size_t n, const struct kernel_adamw_step *step, const float *norm);
+/* AdamW (Loshchilov and Hutter 2019), a step over flat arrays p, g, m, v [n] f32, as torch.optim.AdamW and ref/optim/adamw.c. Blocks
+ * of 256 elements have a learning rate: that of group [(n + 255) / 256]. Without m and v these are in 8 bits, as
+ * ref/optim/quant8.h has it: codes m8, v8 [n] of a map [2, 256] (of m, of v, ascending), and a scale a block. */
+enum { KERNEL_ADAMW_BLOCK = 256 };
+struct kernel_adamw_rate {
+    float keep, rate; /* 1 - lr * weight decay; lr / (1 - beta1^t) */
+};
+struct kernel_adamw {
+    float *p;
+    const float *g;
+    float *m, *v;
+    uint8_t *m8, *v8;
+    float *scale_m, *scale_v;
+    const float *map;
+    size_t n;
+    const uint8_t *group;
+    const struct kernel_adamw_rate *rate;
+    float scale; /* gradients are multiplied by this first */
+    float beta1, new1, beta2, new2; /* new: 1 - beta, rounded from f64 */
+    float root2, eps;               /* root2: sqrt(1 - beta2^t) */
+};
+int kernel_adamw(cudaStream_t s, const struct kernel_adamw *a);
 
 /* ---- quant.cu ---- */
 

@@ -11,6 +11,9 @@ void slots_conv(struct ops *ops);      /* slots_conv.c: conv2d */
 void slots_attention(struct ops *ops); /* slots_norm.c: attention, group_norm, layer_norm */
 void slots_simple(struct ops *ops);    /* slots_simple.c: everything else */
 
+/* Adds the end of a training's step to the device's table: slots_optim.c. */
+void slots_optim(struct ops_device *device);
+
 /* Rows in front of the last dimension. */
 static inline size_t slots_rows(const struct tensor *t)
 {

@@ -5,24 +5,26 @@
 
 struct line {
     const char *name;
-    bool backward;
+    bool backward, falls_back;
     double seconds, flops, bytes;
     size_t calls;
 };
 
 struct profile {
     const struct graph *g;
+    const struct run *run;
     double *seconds; /* [node_count] */
     size_t runs;
 };
 
-int profile_new(struct profile **out, const struct graph *g, struct err *err)
+int profile_new(struct profile **out, const struct graph *g, const struct run *run, struct err *err)
 {
     struct profile *p = mem_zero(1, sizeof *p, "a profile", err);
 
     if (!p)
         return -1;
     p->g = g;
+    p->run = run;
     p->seconds = mem_zero(g->node_count, sizeof *p->seconds, "a profile", err);
     if (!p->seconds) {
         free(p);
@@ -63,6 +65,7 @@ static void measure(const struct profile *p, size_t node, struct line *l)
     l->flops += op_table[n->op]->flops ? op_table[n->op]->flops(&c, n->backward) : (double)out;
     l->bytes += op_bytes(&c, n->backward);
     l->calls++;
+    l->falls_back |= p->run && run_falls_back(p->run, node);
 }
 
 static int slower_first(const void *a, const void *b)
@@ -83,7 +86,7 @@ static void print_lines(struct line *lines, size_t count, size_t most, double to
                 l->flops / s * 1e-9, l->bytes / s * 1e-9);
         if (peak > 0)
             fprintf(out, " %5.1f %% of peak", l->flops / s * 1e-7 / peak);
-        fprintf(out, "  %s%s\n", l->name, l->backward ? " (backward)" : "");
+        fprintf(out, "  %s%s%s\n", l->name, l->backward ? " (backward)" : "", l->falls_back ? ", on the processor" : "");
     }
 }
 
@@ -107,6 +110,7 @@ void profile_print(const struct profile *p, FILE *out, double peak_gflops, size_
         const struct graph_node *node = &p->g->nodes[i];
 
         measure(p, i, &sum);
+        sum.falls_back = false; /* said of single operations and layers */
         measure(p, i, line_of(by_op, &ops, op_table[node->op]->name, node->backward));
         if (by_layer)
             measure(p, i, line_of(by_layer, &paths, node->layer, node->backward));

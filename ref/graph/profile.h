@@ -1,6 +1,6 @@
 /* Where the time goes: seconds, floating-point operations and bytes by kind of operation and by layer.
  *
- *     profile_new(&p, g, err);
+ *     profile_new(&p, g, run, err);
  *     options.after = profile_after; options.ctx = p;
  *     run_graph(r, &options, err);
  *     profile_print(p, stderr, peak, 20);
@@ -14,8 +14,8 @@
 
 struct profile;
 
-/* g is borrowed until profile_free(). */
-int profile_new(struct profile **out, const struct graph *g, struct err *err);
+/* g and run (which runs it; NULL: whichever) are borrowed until profile_free(). */
+int profile_new(struct profile **out, const struct graph *g, const struct run *run, struct err *err);
 void profile_free(struct profile *p);
 
 /* For run_options.after, with ctx = the profile. Runs add up. */

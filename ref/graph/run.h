@@ -49,6 +49,13 @@ int run_read(struct run *r, int value, void *dst, struct err *err);
 /* Reads values [n] to dst [n]: on a device in few copies, since those of trained factors' gradients lie side by side. */
 int run_read_many(struct run *r, const int *values, void *const *dst, size_t n, struct err *err);
 
+/* Says before the first run that the params lie on the device already, where others may change them between runs: params [n] has
+ * each of the graph's. Then runs copy none. */
+int run_share_params(struct run *r, const struct ops_param *params, size_t n, struct err *err);
+
+/* Where a value that is kept lies on the device, in the type that it has there (a param's gradient: f32). -1: it has no place. */
+int run_device_place(struct run *r, int value, const void **place, struct err *err);
+
 /* A view of the value, data as run_data() says. */
 struct tensor run_tensor(struct run *r, int value);
 

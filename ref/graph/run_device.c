@@ -46,13 +46,12 @@ static void count_params(struct run *r)
     d->param_count = bytes / sizeof(float);
 }
 
+/* By the first run, since they may be shared until then. */
 static int place_params(struct run *r, struct err *err)
 {
     struct run_device *d = r->device;
     size_t bytes = d->param_count * sizeof(float);
 
-    if (bytes == 0)
-        return 0;
     d->staged = get_host(d, bytes, "the trained factors", err);
     if (d->staged)
         memset(d->staged, 0, bytes); /* gaps stay zero */
@@ -116,7 +115,36 @@ int run_device_arena(struct run *r, struct err *err)
 {
     if (!r->borrowed)
         r->arena = r->device->ops->alloc(r->plan->arena, "the activations", err);
-    return r->arena ? place_params(r, err) : -1;
+    return r->arena ? 0 : -1;
+}
+
+static float *find_param(const struct ops_param *params, size_t n, const void *host)
+{
+    for (size_t i = 0; i < n; i++)
+        if (params[i].host == host)
+            return params[i].device;
+    return NULL;
+}
+
+int run_share_params(struct run *r, const struct ops_param *params, size_t n, struct err *err)
+{
+    struct run_device *d = r->device;
+
+    if (!d)
+        return err_set(err, "params lie on a device, and the graph runs on the processor");
+    d->shared = mem_zero(r->g->value_count, sizeof *d->shared, "a graph", err);
+    if (!d->shared)
+        return -1;
+    for (size_t i = 0; i < r->g->value_count; i++) {
+        const struct graph_value *v = &r->g->values[i];
+
+        if (v->kind != VALUE_PARAM)
+            continue;
+        d->shared[i] = find_param(params, n, v->source->data);
+        if (!d->shared[i])
+            return err_set(err, "'%s' is not among the params on the device", v->name);
+    }
+    return 0;
 }
 
 static void forget_recording(struct run_device *d)
@@ -146,6 +174,7 @@ void run_device_free(struct run *r)
     free(d->weights);
     free(d->seen);
     free(d->param_at);
+    free(d->shared);
     free(d->bounce);
     free(d->host);
     free(r->typed.values);
@@ -204,6 +233,8 @@ static int refresh_params(struct run *r, struct err *err)
 {
     struct run_device *d = r->device;
 
+    if (!d->params && place_params(r, err) < 0)
+        return -1;
     if (thread_for(r->g->value_count, stage_param, r, err) < 0 ||
         d->ops->write(d->params, d->staged, d->param_count * sizeof(float), err) < 0)
         return -1;
@@ -215,7 +246,7 @@ int run_device_begin(struct run *r, bool params, struct err *err)
     for (size_t i = 0; i < r->g->value_count; i++)
         if (r->g->values[i].kind == VALUE_WEIGHT && refresh_weight(r, i, err) < 0)
             return -1;
-    return params && r->device->param_count ? refresh_params(r, err) : 0;
+    return (params || !r->device->params) && r->device->param_count && !r->device->shared ? refresh_params(r, err) : 0;
 }
 
 int run_device_replay(struct run *r, bool *done, struct err *err)
@@ -250,7 +281,9 @@ struct tensor run_device_source(struct run *r, int value)
 
     if (v->kind == VALUE_WEIGHT)
         return r->device->weights[value];
-    return (struct tensor){r->device->params ? r->device->params + r->device->param_at[value] : NULL, v->dtype, v->shape};
+    if (r->device->shared)
+        return (struct tensor){r->device->shared[value], v->dtype, v->shape};
+    return (struct tensor){r->device->params + r->device->param_at[value], v->dtype, v->shape};
 }
 
 /* Room for one value in the type that the device has, when that is not the caller's. */
@@ -307,6 +340,16 @@ int run_device_write(struct run *r, int value, const void *src, struct err *err)
     struct tensor t;
 
     return locate(r, value, &t, err) < 0 ? -1 : run_device_put(r->device, &t, r->g->values[value].dtype, src, err);
+}
+
+int run_device_place(struct run *r, int value, const void **place, struct err *err)
+{
+    struct tensor t = {0};
+
+    if (locate(r, value, &t, err) < 0)
+        return -1;
+    *place = t.data;
+    return 0;
 }
 
 int run_device_read(struct run *r, int value, void *dst, struct err *err)

@@ -8,7 +8,8 @@ struct run_device {
     const struct ops_device *ops;
     struct tensor *weights; /* [value_count] on the device */
     const void **seen;      /* [value_count] host data that weights[i] is the copy of; NULL: none yet */
-    float *params;          /* on the device: [param_count], then the slots' shadow */
+    float *params;          /* on the device: [param_count], then the slots' shadow; NULL where they are shared */
+    float **shared;         /* [value_count] a param's place in somebody else's block; NULL: in params */
     float *staged;          /* [param_count] on the host, on the way there (alloc_host) */
     char *gathered;         /* values side by side, on the way back (alloc_host) */
     size_t gathered_bytes;

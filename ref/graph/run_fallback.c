@@ -38,6 +38,12 @@ static void list_values(const struct graph *g, const struct graph_node *n, const
             *values++ = ids[list][i] == GRAPH_NONE ? NULL : &g->values[ids[list][i]];
 }
 
+/* Data that the program has as well: not params that are changed on the device. */
+static bool at_home(const struct run_device *d, const struct graph_value *v)
+{
+    return v->source && !(d->shared && v->kind == VALUE_PARAM);
+}
+
 /* Gives every tensor that the call touches its memory, and those that it reads their data. */
 static int fetch(struct run_device *d, const struct graph_node *n, const struct graph_value *const *values,
                  const struct tensor *store, struct tensor *host, char *at, struct err *err)
@@ -45,7 +51,7 @@ static int fetch(struct run_device *d, const struct graph_node *n, const struct 
     for (int i = 0; i < RUN_TENSORS; i++) {
         if (!values[i] || !store[i].data)
             continue;
-        if (values[i]->source) {
+        if (at_home(d, values[i])) {
             host[i].data = values[i]->source->data;
             continue;
         }
@@ -71,7 +77,7 @@ int run_fallback(struct run *r, size_t node, const struct tensor *store, struct 
     graph_call(r->g, n, &c, host);
     scratch = aligned(op->scratch ? op->scratch(&c, n->backward, thread_count()) : 0);
     for (int i = 0; i < RUN_TENSORS; i++)
-        if (values[i] && store[i].data && !values[i]->source)
+        if (values[i] && store[i].data && !at_home(d, values[i]))
             need += aligned(run_device_count(&host[i].shape) * dtype_size(host[i].dtype));
     if (make_room(d, need + scratch, err) < 0)
         return -1;

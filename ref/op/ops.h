@@ -16,6 +16,41 @@
 
 #include "ref/op/op.h"
 
+/* A trained tensor in the program's memory, and its place in a block of params on a device. */
+struct ops_param {
+    const float *host;
+    float *device;
+};
+
+/* n elements from `from` on belong at flat[at]. */
+struct ops_piece {
+    const float *from;
+    uint64_t at, n;
+};
+
+/* What a learning rate makes of a step of AdamW: p = p keep - rate m / (..). */
+struct ops_adamw_rate {
+    float keep, rate;
+};
+
+/* A step of AdamW over flat arrays [n], n a multiple of OPS_ADAMW_BLOCK; m and v are f32, or codes of 8 bits with a scale a block
+ * (ref/optim/quant8.h). Everything that a pointer leads to lies on the device. */
+struct ops_adamw {
+    float *param;
+    const float *grad; /* multiplied by `scale` first */
+    float *mean, *square; /* NULL: in 8 bits */
+    uint8_t *mean8, *square8;
+    float *mean_scale, *square_scale;
+    const float *map; /* [2, 256] values of the codes of mean and square, ascending */
+    size_t n;
+    const uint8_t *group; /* [n / OPS_ADAMW_BLOCK] which rate */
+    const struct ops_adamw_rate *rate;
+    float scale, beta1, new1, beta2, new2; /* new: 1 - beta, rounded from f64 */
+    float root2, eps;                      /* root2: sqrt(1 - beta2^t) */
+};
+
+#define OPS_ADAMW_BLOCK 256
+
 /* Memory and order of work of a device. Calls come from one thread; what is asked for happens in the order of the calls, as
  * if each had waited for those before it, but only read() and sync() really wait. On a device the contract of op.h changes:
  *  - data pointers are the device's, aligned to MEM_ALIGN in the arena, to OPS_DEVICE_ALIGN elsewhere;
@@ -50,7 +85,14 @@ struct ops_device {
     void *(*record_end)(struct err *err);
     int (*replay)(void *recording, struct err *err);
     void (*record_free)(void *recording);
+    /* The end of a training's step: gradients gathered into a flat array (= or, when not the first, +=; pieces [n] on the device, none
+     * over OPS_PIECE elements), their norm (sums in f64; waits), AdamW. All three NULL: that is done by the program. */
+    int (*gather)(float *flat, const struct ops_piece *pieces, size_t n, bool first, struct err *err);
+    int (*norm)(const float *x, size_t n, double *norm, struct err *err);
+    int (*adamw)(const struct ops_adamw *a, struct err *err);
 };
+
+#define OPS_PIECE 16384
 
 #define OPS_DEVICE_ALIGN 256
 

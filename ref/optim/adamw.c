@@ -4,7 +4,7 @@
 #include "ref/base/simd.h"
 #include "ref/optim/optim_kind.h"
 
-/* A step's scalars for tensors of one group; what a device's kernel needs too. */
+/* A step's scalars for tensors of one group. */
 struct adamw_numbers {
     float scale, keep, beta1, new1, beta2, new2, correction2, eps, rate;
 };
@@ -42,17 +42,35 @@ static void update_8bit(struct optim *o, const struct optim_span *s, float *p, c
     }
 }
 
+static struct ops_adamw_rate rate_of(const struct optim *o, double lr)
+{
+    return (struct ops_adamw_rate){(float)(1 - lr * o->v.weight_decay), (float)(lr / (1 - pow(o->v.beta[0], (double)*o->steps)))};
+}
+
+static struct adamw_numbers numbers_of(const struct optim *o, const struct optim_call *c)
+{
+    return (struct adamw_numbers){
+        .scale = c->scale,
+        .beta1 = (float)o->v.beta[0],
+        .new1 = (float)(1 - o->v.beta[0]),
+        .beta2 = (float)o->v.beta[1],
+        .new2 = (float)(1 - o->v.beta[1]),
+        .correction2 = (float)sqrt(1 - pow(o->v.beta[1], (double)*o->steps)),
+        .eps = (float)o->v.eps,
+    };
+}
+
 static void span(struct optim *o, const struct optim_call *c, const struct optim_span *s, const void *numbers)
 {
     struct adamw_numbers a = *(const struct adamw_numbers *)numbers;
     const struct optim_tensor *t = &o->tensors[s->tensor];
-    double lr = c->lr[t->group];
+    struct ops_adamw_rate rate = rate_of(o, c->lr[t->group]);
     size_t at = o->place[s->tensor] + s->at;
     float *p = t->param + s->at;
     const float *g = c->grads[s->tensor] + s->at;
 
-    a.keep = (float)(1 - lr * o->v.weight_decay);
-    a.rate = (float)(lr / (1 - pow(o->v.beta[0], (double)*o->steps)));
+    a.keep = rate.keep;
+    a.rate = rate.rate;
     if (optim_is_8bit(o, s->tensor))
         update_8bit(o, s, p, g, &a);
     else
@@ -62,19 +80,28 @@ static void span(struct optim *o, const struct optim_call *c, const struct optim
 
 static int step(struct optim *o, const struct optim_call *c, struct err *err)
 {
-    const struct adamw_numbers a = {
-        .scale = c->scale,
-        .beta1 = (float)o->v.beta[0],
-        .new1 = (float)(1 - o->v.beta[0]),
-        .beta2 = (float)o->v.beta[1],
-        .new2 = (float)(1 - o->v.beta[1]),
-        .correction2 = (float)sqrt(1 - pow(o->v.beta[1], (double)*o->steps)),
-        .eps = (float)o->v.eps,
-    };
+    const struct adamw_numbers a = numbers_of(o, c);
 
     (void)err;
     optim_spans(o, c, span, &a);
     return 0;
+}
+
+static void device_step(const struct optim *o, const struct optim_call *c, void *const *array, struct ops_adamw *wide,
+                        struct ops_adamw *narrow, struct ops_adamw_rate *rate)
+{
+    const struct adamw_numbers a = numbers_of(o, c);
+
+    for (size_t g = 0; g < o->options.groups; g++)
+        rate[g] = rate_of(o, c->lr[g]);
+    *wide = *narrow = (struct ops_adamw){.scale = a.scale, .beta1 = a.beta1, .new1 = a.new1, .beta2 = a.beta2, .new2 = a.new2,
+                                         .root2 = a.correction2, .eps = a.eps};
+    wide->mean = array[MEAN];
+    wide->square = array[SQUARE];
+    narrow->mean8 = array[MEAN_CODES];
+    narrow->square8 = array[SQUARE_CODES];
+    narrow->mean_scale = array[MEAN_SCALES];
+    narrow->square_scale = array[SQUARE_SCALES];
 }
 
 static const struct optim_arg args[] = {
@@ -110,6 +137,7 @@ const struct optim_kind optim_adamw = {
     .args = args,
     .arrays = arrays,
     .step = step,
+    .device_step = device_step,
 };
 
 const struct optim_kind optim_adamw8bit = {
@@ -120,4 +148,5 @@ const struct optim_kind optim_adamw8bit = {
     .arrays = arrays_8bit,
     .narrow = true,
     .step = step,
+    .device_step = device_step,
 };

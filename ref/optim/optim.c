@@ -117,6 +117,7 @@ static int add_arrays(struct optim *o, const struct layout *l, struct err *err)
         if (add_state(o, list[i].name, list[i].type == ARRAY_CODES ? DT_U8 : DT_F32, array_count(&list[i], l), err))
             return -1;
         o->array[i] = o->state[o->state_count - 1].data;
+        o->array_bytes[i] = array_count(&list[i], l) * dtype_size(o->state[o->state_count - 1].dtype);
         for (size_t t = 0; t < o->count && list[i].type == ARRAY_START; t++)
             memcpy((float *)o->array[i] + o->place[t], o->tensors[t].param, o->n[t] * sizeof(float));
     }
@@ -153,6 +154,8 @@ static int fill(struct optim *o, const struct optim_tensor *tensors, struct err 
         o->matrix[t] = matrix[0];
         o->matrix[o->count + t] = matrix[1];
     }
+    o->wide = l.wide;
+    o->narrow = l.narrow;
     o->span_count = l.spans;
     o->spans = mem_zero(l.spans, sizeof *o->spans, "the optimizer's pieces", err);
     o->sums = o->spans ? mem_zero(2 * l.spans, sizeof *o->sums, "the optimizer's sums", err) : NULL;
@@ -199,6 +202,7 @@ void optim_free(struct optim *o)
 {
     if (!o)
         return;
+    optim_device_free(o);
     for (size_t i = 0; i < o->state_count; i++)
         free(o->state[i].data);
     free(o->map);
@@ -346,12 +350,15 @@ static void sum_squares(struct optim *o, const struct optim_call *c, const struc
     o->sums[s - o->spans] = optim_squares(c->grads[s->tensor] + s->at, s->n);
 }
 
-double optim_norm(struct optim *o, const float *const *grads)
+int optim_norm(struct optim *o, const float *const *grads, double *norm, struct err *err)
 {
     const struct optim_call c = {.grads = grads};
 
+    if (o->device)
+        return optim_device_norm(o, norm, err);
     optim_spans(o, &c, sum_squares, NULL);
-    return sqrt(optim_sum(o, 0));
+    *norm = sqrt(optim_sum(o, 0));
+    return 0;
 }
 
 double optim_clip(double norm, double max_norm)
@@ -364,7 +371,7 @@ int optim_step(struct optim *o, const float *const *grads, double scale, const d
     const struct optim_call c = {.grads = grads, .scale = (float)scale, .lr = lr};
 
     ++*o->steps;
-    if (o->kind->step(o, &c, err) == 0)
+    if ((o->device ? optim_device_step : o->kind->step)(o, &c, err) == 0)
         return 0;
     --*o->steps;
     return -1;

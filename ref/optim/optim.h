@@ -1,7 +1,7 @@
 /* Optimizers: what turns gradients into the next values of the LoRA factors.
  *
  *     optim_new(&o, "AdamW8bit", args, n_args, &options, tensors, count, err);
- *     each step:  norm = optim_norm(o, grads);                        NaN or infinity: skip the step
+ *     each step:  optim_norm(o, grads, &norm, err);                   NaN or infinity: skip the step
  *                 optim_step(o, grads, optim_clip(norm, 1.0), lr, err);
  *
  * Names (any case) are sd-scripts': AdamW, AdamW8bit, Lion, Lion8bit, SGD, SGDNesterov, Adafactor, Prodigy, DAdaptAdam.
@@ -21,6 +21,7 @@
 
 #include "ref/base/tensor.h"
 #include "ref/base/err.h"
+#include "ref/op/ops.h"
 
 enum {
     OPTIM_BLOCK = 256,      /* elements that share one scale in an 8-bit state */
@@ -64,9 +65,9 @@ const char *optim_args(const struct optim *o);
 /* Prints all optimizers with their arguments and defaults, one a line, for --help. */
 void optim_describe(FILE *out);
 
-/* sqrt of the sum of squares of all gradients, grads [count] f32 in the order of the tensors; sums in f64, in an order that
- * follows from the shapes alone. Not finite when one element is not. */
-double optim_norm(struct optim *o, const float *const *grads);
+/* *norm = sqrt of the sum of squares of all gradients, grads [count] f32 in the order of the tensors; sums in f64, in an order that
+ * follows from the shapes alone. Not finite when one element is not. -1: a device failed. */
+int optim_norm(struct optim *o, const float *const *grads, double *norm, struct err *err);
 
 /* The factor that torch's clip_grad_norm_ gives gradients: max_norm / (norm + 1e-6), at most 1; max_norm 0: no clipping, 1. */
 double optim_clip(double norm, double max_norm);
@@ -94,6 +95,28 @@ size_t optim_state(const struct optim *o, const struct optim_state **rows);
  * have an entry for each row or column of a matrix are apart from this. */
 bool optim_is_8bit(const struct optim *o, size_t t);
 size_t optim_place(const struct optim *o, size_t t);
+
+/* ---- On a device ----
+ *
+ * Params, gradients and states in the device's memory, where a graph makes the gradients: nothing is copied in a step. Then the
+ * grads of optim_norm() and optim_step() are not looked at; optim_gather() has taken them. */
+
+/* Moves everything there as it is now. *there: whether it did; AdamW and AdamW8bit can, without round_to_f16, on devices that have
+ * the functions for it. ops is borrowed until optim_free(). */
+int optim_to_device(struct optim *o, const struct ops_device *ops, bool *there, struct err *err);
+
+/* Where the params lie, for runs of graphs (run_share_params): [count], owned by o. NULL: not on a device. */
+const struct ops_param *optim_params(const struct optim *o, size_t *count);
+
+/* Gradients of one batch, from [count] device memory: = or, when not the first of a step, +=. */
+int optim_gather(struct optim *o, const void *const *from, bool first, struct err *err);
+
+/* Brings params (and with `states` the state as well) back into the program's memory, when steps have changed them. Without a
+ * device they are there. */
+int optim_fetch(struct optim *o, bool states, struct err *err);
+
+/* Bytes that optim_to_device() takes beside those of the params, for a forecast; 0 where it would not move. */
+size_t optim_device_bytes(const struct optim *o, const struct ops_device *ops);
 
 /* Bytes of state that optim_new() takes for these tensors, for a forecast. 0 and -1 as above. */
 int optim_bytes(const char *name, const char *const *args, size_t n_args, const struct optim_tensor *tensors, size_t count,

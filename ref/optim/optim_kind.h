@@ -73,6 +73,10 @@ struct optim_kind {
     bool adapts;              /* numbers[0] is a factor on the rate that it finds itself; starts as d0 */
     int (*check)(const struct optim_values *v, struct err *err); /* arguments that exclude each other; may be NULL */
     int (*step)(struct optim *o, const struct optim_call *c, struct err *err);
+    /* The same as a device takes it: fills all of wide (tensors with f32 states) and narrow (with 8-bit ones) that is a number or a
+     * state, and the rates of all groups. array: as o->array, on the device. NULL: this kind has no such step. */
+    void (*device_step)(const struct optim *o, const struct optim_call *c, void *const *array, struct ops_adamw *wide,
+                        struct ops_adamw *narrow, struct ops_adamw_rate *rate);
 };
 
 struct optim {
@@ -88,9 +92,12 @@ struct optim {
     struct optim_state state[OPTIM_MAX_ARRAYS + 2];
     size_t state_count;
     void *array[OPTIM_MAX_ARRAYS]; /* data of kind->arrays, in their order */
+    size_t array_bytes[OPTIM_MAX_ARRAYS];
     int64_t *steps;
     double *numbers; /* [OPTIM_NUMBERS] of an adapting kind */
     struct quant8 *map; /* signed, unsigned; NULL without 8-bit states */
+    size_t wide, narrow; /* elements of the arrays of tensors without 8-bit states, and with them */
+    struct optim_device *device; /* NULL: steps are made by the program */
     char args_text[OPTIM_ARGS_TEXT];
 };
 
@@ -112,6 +119,11 @@ bool optim_matrix(const struct optim_tensor *t, size_t *stack, size_t *rows, siz
 
 /* The one rate of a kind that cannot have several: the largest; others must equal it or be 0. */
 int optim_one_rate(const struct optim *o, const double *lr, double *out, struct err *err);
+
+/* optim_device.c: what optim_norm(), optim_step() and optim_free() do when o->device is there. */
+int optim_device_norm(struct optim *o, double *norm, struct err *err);
+int optim_device_step(struct optim *o, const struct optim_call *c, struct err *err);
+void optim_device_free(struct optim *o);
 
 extern const struct optim_kind optim_adamw, optim_adamw8bit, optim_lion, optim_lion8bit, optim_sgd, optim_sgd_nesterov,
     optim_adafactor, optim_prodigy, optim_dadapt_adam;

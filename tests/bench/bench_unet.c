@@ -183,11 +183,12 @@ static int optimize(struct bench *b, struct err *err)
 {
     const float *const *grads = (const float *const *)b->grads;
     const double rate = 1e-4;
+    double norm;
 
     for (size_t i = 0; i < 2 * b->lora_count; i++)
         if (b->gradients[i] != GRAPH_NONE && run_read(b->run, b->gradients[i], b->grads[i], err) < 0)
             return -1;
-    return optim_step(b->optim, grads, optim_clip(optim_norm(b->optim, grads), 1), &rate, err);
+    return optim_norm(b->optim, grads, &norm, err) || optim_step(b->optim, grads, optim_clip(norm, 1), &rate, err) ? -1 : 0;
 }
 
 /* The loss is against zeros. */
@@ -408,7 +409,7 @@ static int work(struct bench *b, struct err *err)
         return -1;
     if (!b->row)
         print_forecast(b);
-    if (weights_load(b->w, err) < 0 || (b->profile && profile_new(&profile, b->g, err) < 0))
+    if (weights_load(b->w, err) < 0 || (b->profile && profile_new(&profile, b->g, NULL, err) < 0))
         return -1;
     if (!b->row)
         printf("ready after %.2f s\n", now() - start);

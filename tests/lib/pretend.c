@@ -1,5 +1,6 @@
 #include "tests/lib/pretend.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -316,6 +317,97 @@ static int slot(enum op_id op, bool back, const struct op_call *c, struct err *e
 OP_LIST(SLOTS)
 #undef SLOTS
 
+/* ---- The end of a training's step ---- */
+
+static int collect(float *flat, const struct ops_piece *pieces, size_t n, bool first, struct err *err)
+{
+    (void)err;
+    access_to(PROT_READ | PROT_WRITE);
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < pieces[i].n; k++) {
+            float *to = &flat[pieces[i].at + k];
+
+            *to = first ? pieces[i].from[k] : *to + pieces[i].from[k];
+        }
+    access_to(PROT_NONE);
+    return 0;
+}
+
+static int norm(const float *x, size_t n, double *out, struct err *err)
+{
+    double sum = 0;
+
+    (void)err;
+    access_to(PROT_READ);
+    for (size_t i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    access_to(PROT_NONE);
+    *out = sqrt(sum);
+    return 0;
+}
+
+static uint8_t nearest(const float *map, float x)
+{
+    int best = 0;
+
+    for (int i = 1; i < 256; i++)
+        if (fabsf(map[i] - x) < fabsf(map[best] - x))
+            best = i;
+    return (uint8_t)best;
+}
+
+/* One block: mean m and square v in f32. */
+static void adamw_block(const struct ops_adamw *a, size_t at, float *m, float *v)
+{
+    const struct ops_adamw_rate *r = &a->rate[a->group[at / OPS_ADAMW_BLOCK]];
+
+    for (size_t k = 0; k < OPS_ADAMW_BLOCK; k++) {
+        float g = a->grad[at + k] * a->scale, *p = &a->param[at + k];
+
+        m[k] = m[k] * a->beta1 + g * a->new1;
+        v[k] = v[k] * a->beta2 + g * g * a->new2;
+        *p = *p * r->keep - r->rate * (m[k] / (sqrtf(v[k]) / a->root2 + a->eps));
+    }
+}
+
+static void read_codes(const uint8_t *code, float scale, const float *map, float *x)
+{
+    for (size_t k = 0; k < OPS_ADAMW_BLOCK; k++)
+        x[k] = map[code[k]] * scale;
+}
+
+static void write_codes(uint8_t *code, float *scale, const float *map, const float *x)
+{
+    *scale = 0;
+    for (size_t k = 0; k < OPS_ADAMW_BLOCK; k++)
+        *scale = fmaxf(*scale, fabsf(x[k]));
+    for (size_t k = 0; k < OPS_ADAMW_BLOCK; k++)
+        code[k] = *scale > 0 ? nearest(map, x[k] / *scale) : 0;
+}
+
+static int adamw(const struct ops_adamw *a, struct err *err)
+{
+    (void)err;
+    access_to(PROT_READ | PROT_WRITE);
+    for (size_t at = 0; at < a->n; at += OPS_ADAMW_BLOCK) {
+        size_t block = at / OPS_ADAMW_BLOCK;
+        float m[OPS_ADAMW_BLOCK], v[OPS_ADAMW_BLOCK];
+
+        if (a->mean) {
+            adamw_block(a, at, a->mean + at, a->square + at);
+            continue;
+        }
+        read_codes(a->mean8 + at, a->mean_scale[block], a->map, m);
+        read_codes(a->square8 + at, a->square_scale[block], a->map + 256, v);
+        adamw_block(a, at, m, v);
+        write_codes(a->mean8 + at, &a->mean_scale[block], a->map, m);
+        write_codes(a->square8 + at, &a->square_scale[block], a->map + 256, v);
+    }
+    access_to(PROT_NONE);
+    pretend_counts.steps++;
+    return 0;
+}
+
 /* ---- Recording ---- */
 
 static int record_begin(struct err *err)
@@ -365,7 +457,7 @@ void pretend_ops(struct ops *ops, enum dtype storage, unsigned long without, siz
     ops_ref(ops);
     ops->name = "pretend";
     device = (struct ops_device){storage, get, give_back, put, fetch, get_host, give_host, nothing, weight_type, weight, unweight, weight_bytes, params,
-                                 shadow_bytes, record_begin, record_end, replay, record_free};
+                                 shadow_bytes, record_begin, record_end, replay, record_free, collect, norm, adamw};
     ops->device = &device;
     allocations = 0;
     failing = fail_alloc;

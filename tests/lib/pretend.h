@@ -14,6 +14,7 @@ struct pretend_counts {
     size_t products;  /* weights that were said to be only those of products */
     size_t calls;     /* slots that were called, replays not counted */
     size_t replays, recordings; /* recordings: alive */
+    size_t steps;     /* calls of adamw() */
     size_t params;    /* times that params() was told of a change */
 };
 
