@@ -159,7 +159,7 @@ int dataset_caption(struct dataset *d, size_t picture, size_t epoch, size_t repe
 struct dataset_prefetch;
 int dataset_prefetch_open(struct dataset_prefetch **out, struct dataset *d, size_t epoch, size_t index, struct err *err);
 
-/* The next batch; valid until the next call. Waits for it. Returns 0 or -1 with the error that dataset_batch() had. */
+/* The next batch; valid until the next call but one. Waits for it. Returns 0 or -1 with the error that dataset_batch() had. */
 int dataset_prefetch_next(struct dataset_prefetch *p, const struct dataset_batch **b, struct err *err);
 void dataset_prefetch_close(struct dataset_prefetch *p); /* NULL is fine */
 

@@ -4,7 +4,7 @@
 
 #include "cmd/train/dataset_inside.h"
 
-enum { AHEAD = 3 }; /* batches: one that is used, two that wait */
+enum { AHEAD = 4, HELD = 2 }; /* batches: those that the caller holds, and two that wait */
 
 struct dataset_prefetch {
     struct dataset *d;
@@ -27,8 +27,8 @@ static void *work(void *arg)
         size_t at;
 
         pthread_mutex_lock(&p->lock);
-        /* the batch that the caller holds is number taken - 1: it must stay as it is */
-        while (!p->stop && p->made + 1 >= p->taken + AHEAD)
+        /* the last ones that were taken must stay as they are */
+        while (!p->stop && p->made + HELD >= p->taken + AHEAD)
             pthread_cond_wait(&p->changed, &p->lock);
         at = p->made % AHEAD;
         if (p->stop) {

@@ -1,7 +1,6 @@
 /* Epochs and steps, and what happens between them. */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cmd/train/train.h"
@@ -39,14 +38,6 @@ static void release_signals(void)
 {
     for (int i = 0; i < 3; i++)
         sigaction(stop_signals[i], &before[i], NULL);
-}
-
-static double clock_now(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
 }
 
 static bool due(size_t every, size_t count)
@@ -106,14 +97,14 @@ static int after_step(struct trainer *t, bool epoch_ended, struct err *err)
     if (o->sample_prompts && sample)
         sample_now(t);
     if (epoch_ended || sample || due(o->save_every_n_steps, t->now.step))
-        train_seen_save(t, "running");
+        train_seen_page(t);
     return 0;
 }
 
 /* A state against accidents, every so many minutes. A full disk does not end the training: the old state stays whole. */
 static void save_auto(struct trainer *t, double *last)
 {
-    double now = clock_now();
+    double now = train_clock();
     struct err err = {0};
     char name[600];
 
@@ -127,13 +118,13 @@ static void save_auto(struct trainer *t, double *last)
 
 static int run_steps(struct trainer *t, struct dataset_prefetch *data, struct err *err)
 {
-    double last_state = clock_now(), last = last_state;
+    double last_state = train_clock(), last = last_state;
 
     while (t->now.step < t->steps && !train_stop_signal) {
         struct train_counters start = t->now;
         int rc = train_step(t, data, err);
         bool epoch_ended = t->now.batch == t->batches;
-        double now = clock_now();
+        double now = train_clock();
 
         if (rc < 0) { /* nothing has changed but the counters: what is saved now is the end of the step before */
             t->now = start;
@@ -151,7 +142,7 @@ static int run_steps(struct trainer *t, struct dataset_prefetch *data, struct er
         if (epoch_ended)
             t->now.loss_sum = (double)(t->now.loss_count = 0);
         save_auto(t, &last_state);
-        last = clock_now();
+        last = train_clock();
     }
     return 0;
 }

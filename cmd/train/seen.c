@@ -4,11 +4,14 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cmd/memory.h"
 #include "cmd/train/train.h"
 #include "ref/base/thread.h"
 #include "ref/lora/target.h"
+
+enum { PAGE_SHARE = 20 }; /* of the time, the page on the way takes one such part at most */
 
 static double average_loss(const struct trainer *t)
 {
@@ -183,6 +186,25 @@ static int report_blocks(struct trainer *t, struct err *err)
             norm[n++] = sqrt(square[b]);
         }
     return n ? report_norms(t->report, t->now.step, name, norm, n, err) : 0;
+}
+
+double train_clock(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+void train_seen_page(struct trainer *t)
+{
+    double before = train_clock();
+
+    if (before - t->page_at < PAGE_SHARE * t->page_seconds)
+        return;
+    train_seen_save(t, "running");
+    t->page_at = train_clock();
+    t->page_seconds = t->page_at - before;
 }
 
 void train_seen_save(struct trainer *t, const char *status)

@@ -282,7 +282,8 @@ static int begin_later(struct trainer *t, struct err *err)
 static int make_buffers(struct trainer *t, size_t n, size_t area, struct err *err)
 {
     size_t latents = area * t->channels * sizeof(float), tokens = n * t->chunks * TOKEN_CHUNK, most_rank = 1, rows = n * t->chunks;
-    float **each[] = {&t->x0, &t->noise, &t->noisy, &t->target};
+    float **each[] = {&t->in.x0, &t->in.noise, &t->in.noisy, &t->in.target, &t->ahead.x0, &t->ahead.noise, &t->ahead.noisy,
+                      &t->ahead.target};
 
     for (size_t i = 0; i < t->net->count; i++)
         most_rank = t->net->module[i].spec.rank > most_rank ? t->net->module[i].spec.rank : most_rank;
@@ -298,10 +299,11 @@ static int make_buffers(struct trainer *t, size_t n, size_t area, struct err *er
     t->scratch = mem_zero(t->o->gradient_accumulation_steps > 1 ? t->net->size : 0, sizeof(float), "a batch", err);
     t->ids = mem_new(tokens * sizeof *t->ids, "a batch", err);
     t->rows = mem_new(n * train_tokens(t->chunks) * sizeof *t->rows, "a batch", err);
-    t->sample = mem_zero(n, sizeof *t->sample, "a batch", err);
+    t->in.sample = mem_zero(n, sizeof *t->in.sample, "a batch", err);
+    t->ahead.sample = mem_zero(n, sizeof *t->ahead.sample, "a batch", err);
     t->row = mem_zero(n, sizeof *t->row, "a batch", err);
     t->pick = mem_zero(n, sizeof *t->pick, "a batch", err);
-    return t->moments && t->emphasis && t->context && t->mask && t->scratch && t->ids && t->rows && t->sample && t->row && t->pick ? 0 : -1;
+    return t->moments && t->emphasis && t->context && t->mask && t->scratch && t->ids && t->rows && t->in.sample && t->ahead.sample && t->row && t->pick ? 0 : -1;
 }
 
 /* The shape of the largest batch of d, by its number of latent pixels. */
@@ -467,6 +469,15 @@ int train_open(struct trainer *t, const struct command_run *run, struct train_op
     return train_seen_open(t, err) || cache_latents(t, err) || move_optimizer(t, err) ? -1 : 0;
 }
 
+static void free_inputs(struct train_inputs *in)
+{
+    free(in->x0);
+    free(in->noise);
+    free(in->noisy);
+    free(in->target);
+    free(in->sample);
+}
+
 void train_close(struct trainer *t)
 {
     struct err none = {0};
@@ -487,10 +498,8 @@ void train_close(struct trainer *t)
     model_close(t->model);
     offload_close(&t->device);
     lora_meta_free(&t->meta);
-    free(t->x0);
-    free(t->noise);
-    free(t->noisy);
-    free(t->target);
+    free_inputs(&t->in);
+    free_inputs(&t->ahead);
     free(t->moments);
     free(t->context);
     free(t->emphasis);
@@ -499,7 +508,6 @@ void train_close(struct trainer *t)
     free(t->ids);
     free(t->rows);
     free(t->pick);
-    free(t->sample);
     free(t->row);
     free(t->last_written);
 }

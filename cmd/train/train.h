@@ -5,6 +5,7 @@
  *   modules.c        which modules are trained, with which rank, alpha and learning rate
  *   setup.c          opens everything: device, model, captions, data, optimizer; the memory forecast
  *   noise.c          what is random in a step: noise, timesteps, masks; targets and loss weights
+ *   inputs.c         what a batch becomes before it goes into a step
  *   step.c           one optimizer step
  *   check.c          steps on the device held against the processor's
  *   loop.c           epochs and steps; when something is saved, tried or measured; signals
@@ -140,6 +141,16 @@ struct train_counters {
     int64_t lr_from;                /* the step at which the schedule of learning rates began; --initial_step moves it */
 };
 
+/* A batch and what is drawn for it. */
+struct train_inputs {
+    const struct dataset_batch *b; /* NULL: none yet */
+    bool drawn;
+    int rc; /* of taking the batch, and why not */
+    struct err err;
+    float *x0, *noise, *noisy, *target; /* [largest batch] latents */
+    struct train_sample *sample;        /* [largest batch] */
+};
+
 struct trainer {
     const struct command_run *run;
     struct train_options *o;
@@ -176,10 +187,10 @@ struct trainer {
     bool resumed_same_start; /* the state's run had the same --initial_* options, which are done with */
     bool diverged; /* loss or gradients stayed not finite: nothing more is written */
     /* memory of a step */
-    float *x0, *noise, *noisy, *target, *context, *emphasis, *scratch, *mask, *moments, *row;
+    struct train_inputs in, ahead; /* the batch at work, and the one after it */
+    float *context, *emphasis, *scratch, *mask, *moments, *row;
     int32_t *ids, *rows;
     size_t *pick; /* which samples of a batch go through a graph */
-    struct train_sample *sample; /* [largest batch] */
     struct train_shape largest; /* batch, by its latent pixels */
     /* outputs */
     struct lora_meta meta;
@@ -188,6 +199,7 @@ struct trainer {
     struct progress *progress;
     struct logs *logs;
     struct report *report;
+    double page_at, page_seconds; /* when the page was last written on the way, and how long that took */
     double step_loss, step_norm, step_lr[TRAIN_MAX_GROUPS], validation_loss;
 };
 
@@ -228,14 +240,26 @@ size_t train_draw_timestep(const struct trainer *t, uint64_t seed);
 void train_draw_mask(const struct train_network_args *a, double dropout, uint64_t seed, float *mask, size_t rows, size_t rank,
                      size_t rows_per_sample);
 
-/* ---- Step (step.c) ---- */
+/* ---- Inputs (inputs.c) ---- */
 
-/* Writes everything a graph reads for this batch. */
+/* Takes the next batch into t->ahead and draws what it needs at this place, without touching a device. What goes wrong shows when the
+ * batch is used. */
+void train_look_ahead(struct trainer *t, struct dataset_prefetch *data, size_t step, size_t micro);
+
+/* Makes the batch that was looked at ahead, or else the next one, the one at work. */
+int train_next_batch(struct trainer *t, struct dataset_prefetch *data, size_t micro, const struct dataset_batch **b, struct err *err);
+
+/* Writes everything a graph reads for the batch at work. */
+int train_write_next(struct trainer *t, struct train_graph *g, size_t micro, double loss_gradient, struct err *err);
+
+/* The same for any batch, drawn anew. */
 int train_write_batch(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, size_t micro, double loss_gradient,
                       struct err *err);
 
 /* The same for validation batch number `index`: timesteps and noises follow from it alone. */
 int train_write_validation(struct trainer *t, struct train_graph *g, const struct dataset_batch *b, size_t index, struct err *err);
+
+/* ---- Step (step.c) ---- */
 
 /* Hands the network's gradients to the optimizer: cut to --max_grad_norm (norm: theirs, without the loss scale), with the rates of
  * this step; then --scale_weight_norms. */
@@ -269,8 +293,13 @@ void train_seen_epoch(struct trainer *t);
 void train_seen_validation(struct trainer *t);
 void train_seen_sample(struct trainer *t, const char *prompt, size_t index, const char *file);
 
-/* At every save: norms by block, then the page. */
+/* Seconds from some start on. */
+double train_clock(void);
+
+/* Norms by block, then the page: in the end, and on the way, where it is left out while it would take more than a 20th of the
+ * time. */
 void train_seen_save(struct trainer *t, const char *status);
+void train_seen_page(struct trainer *t);
 void train_seen_close(struct trainer *t);
 
 /* ---- Files (save.c, meta.c, state.c) ---- */
