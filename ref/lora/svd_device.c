@@ -130,35 +130,31 @@ static void get(struct svd_device *v, float *x, const void *data, size_t n)
         memset(x, 0, n * sizeof *x);
 }
 
-/* y = A x: D is tall, or lies flipped. */
-void svd_device_times(struct svd_device *v, const struct svd_matrix *a, const float *x, size_t s, float *y)
+/* y = A x, or A' x, for s vectors: D is tall, or lies flipped. */
+static void times(struct svd_device *v, const struct svd_matrix *a, bool transposed, const float *x, size_t s, float *y)
 {
+    size_t from = s * (transposed ? a->rows : a->cols), to = s * (transposed ? a->cols : a->rows);
     struct tensor d;
     void *in, *out;
 
     pthread_mutex_lock(&turn);
     d = take(v, a);
-    in = d.data ? put(v, SHORT, x, s * a->cols) : NULL;
-    out = in ? room(v, LONG, s * a->rows * sizeof *y) : NULL;
+    in = d.data ? put(v, transposed ? LONG : SHORT, x, from) : NULL;
+    out = in ? room(v, transposed ? SHORT : LONG, to * sizeof *y) : NULL;
     if (out)
-        multiply(v, &d, a->flipped, s, in, out);
-    get(v, y, out, s * a->rows);
+        multiply(v, &d, a->flipped != transposed, s, in, out);
+    get(v, y, out, to);
     pthread_mutex_unlock(&turn);
+}
+
+void svd_device_times(struct svd_device *v, const struct svd_matrix *a, const float *x, size_t s, float *y)
+{
+    times(v, a, false, x, s, y);
 }
 
 void svd_device_times_transposed(struct svd_device *v, const struct svd_matrix *a, const float *y, size_t s, float *x)
 {
-    struct tensor d;
-    void *in, *out;
-
-    pthread_mutex_lock(&turn);
-    d = take(v, a);
-    in = d.data ? put(v, LONG, y, s * a->rows) : NULL;
-    out = in ? room(v, SHORT, s * a->cols * sizeof *x) : NULL;
-    if (out)
-        multiply(v, &d, !a->flipped, s, in, out);
-    get(v, x, out, s * a->cols);
-    pthread_mutex_unlock(&turn);
+    times(v, a, true, y, s, x);
 }
 
 void svd_device_times_gram(struct svd_device *v, const struct svd_matrix *a, const float *x, size_t s, float *z)
