@@ -14,7 +14,9 @@
 #pragma clang diagnostic ignored "-Wpass-failed" /* at -O1 it says that it vectorises nothing */
 #endif
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+/* Clang before 18 gives the choosers of static functions one global name each, and the functions another one than callers use. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && \
+    (!defined(__clang__) || __clang_major__ >= 18)
 #define SIMD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define SIMD_CLONES
