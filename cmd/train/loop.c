@@ -96,7 +96,9 @@ static int after_step(struct trainer *t, bool epoch_ended, struct err *err)
         return -1;
     if (o->sample_prompts && sample)
         sample_now(t);
-    if (epoch_ended || sample || due(o->save_every_n_steps, t->now.step))
+    if (sample || due(o->save_every_n_steps, t->now.step)) /* somebody asked to see something now */
+        train_seen_save(t, "running");
+    else if (epoch_ended)
         train_seen_page(t);
     return 0;
 }

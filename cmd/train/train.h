@@ -296,8 +296,7 @@ void train_seen_sample(struct trainer *t, const char *prompt, size_t index, cons
 /* Seconds from some start on. */
 double train_clock(void);
 
-/* Norms by block, then the page: in the end, and on the way, where it is left out while it would take more than a 20th of the
- * time. */
+/* Norms by block, then the page. train_seen_page(): after an epoch, left out while pages would take more than a 20th of the time. */
 void train_seen_save(struct trainer *t, const char *status);
 void train_seen_page(struct trainer *t);
 void train_seen_close(struct trainer *t);
